@@ -1,14 +1,75 @@
-# nfprom: build, test, install. Packagers set CC, CFLAGS, LDFLAGS, PREFIX, DESTDIR, UNITDIR.
-PREFIX ?= /usr/local
-SBINDIR ?= $(PREFIX)/sbin
-DOCDIR ?= $(PREFIX)/share/doc/nfprom
-UNITDIR ?= /etc/systemd/system
-XINETDDIR ?= /etc/xinetd.d
-CFLAGS ?= -O2 -g
-WARNINGS = -Wall -Wextra -Wpedantic -Wshadow -Werror
+# nfprom: build, test, install, try out.
+#
+# Packagers set CC, CPPFLAGS, CFLAGS, LDFLAGS, PREFIX, SBINDIR, UNITDIR, SYSCONFDIR, XINETDDIR, DOCDIR and DESTDIR.
+# `make SAN=1` builds with the address and undefined-behaviour sanitizers.
 VERSION = 1.0.0
 
-nfprom: nfprom.c parse.c parse.h Makefile
-	$(CC) -std=c11 $(WARNINGS) $(CPPFLAGS) -DVERSION='"$(VERSION)"' $(CFLAGS) $(LDFLAGS) -o $@ nfprom.c parse.c
+PREFIX ?= /usr/local
+SBINDIR ?= $(PREFIX)/sbin
+# systemd reads units from /usr/local/lib and from /usr/lib; /etc/systemd stays the administrator's.
+UNITDIR ?= $(PREFIX)/lib/systemd/system
+DOCDIR ?= $(PREFIX)/share/doc/nfprom
+SYSCONFDIR ?= /etc
+XINETDDIR ?= $(SYSCONFDIR)/xinetd.d
+INSTALL ?= install
+CFLAGS ?= -O2 -g
 
-.PHONY: test lint run install uninstall clean
+# make run
+ADDR ?= 127.0.0.1
+PORT ?= 9914
+
+WARNINGS = -Wall -Wextra -Wpedantic -Wshadow
+SANITIZE = $(if $(SAN),-fsanitize=address$(,)undefined -fno-sanitize-recover=all -fno-omit-frame-pointer)
+, = ,
+STANDARD = -std=c11 -DVERSION='"$(VERSION)"'
+COMPILE = $(CC) $(STANDARD) $(WARNINGS) $(CPPFLAGS) $(CFLAGS) $(SANITIZE) $(LDFLAGS)
+
+nfprom: nfprom.c parse.c parse.h .compiled-with
+	$(COMPILE) -o $@ nfprom.c parse.c
+
+t/parse: t/parse.c parse.c parse.h .compiled-with
+	$(COMPILE) -I. -o $@ t/parse.c parse.c
+
+# Changes with the command, so that other flags build again.
+.compiled-with: force
+	@echo "$(COMPILE)" | cmp -s - $@ || echo "$(COMPILE)" > $@
+
+test: nfprom $(patsubst %.c,%,$(wildcard t/parse.c))
+	prove t/
+
+# Each with warnings as errors; the sanitizers' turn is `make SAN=1 test`.
+lint:
+	gcc -c -fanalyzer -Werror -O2 $(STANDARD) $(WARNINGS) nfprom.c -o /dev/null
+	gcc -c -fanalyzer -Werror -O2 $(STANDARD) $(WARNINGS) parse.c -o /dev/null
+	clang -fsyntax-only -Werror $(STANDARD) $(WARNINGS) nfprom.c parse.c
+	clang-tidy --quiet --warnings-as-errors='*' nfprom.c parse.c -- $(STANDARD)
+	cppcheck --quiet --error-exitcode=1 --std=c11 --enable=warning,performance,portability --inline-suppr nfprom.c parse.c
+
+install: nfprom
+	$(INSTALL) -d "$(DESTDIR)$(SBINDIR)" "$(DESTDIR)$(UNITDIR)" "$(DESTDIR)$(DOCDIR)" "$(DESTDIR)$(SYSCONFDIR)/default"
+	$(INSTALL) -m 755 nfprom "$(DESTDIR)$(SBINDIR)/nfprom"
+	$(INSTALL) -m 644 systemd/nfprom.socket "$(DESTDIR)$(UNITDIR)/nfprom.socket"
+	sed 's|/usr/local/sbin/|$(SBINDIR)/|' 'systemd/nfprom@.service' > "$(DESTDIR)$(UNITDIR)/nfprom@.service"
+	sed 's|/usr/local/sbin/|$(SBINDIR)/|' xinetd/nfprom > "$(DESTDIR)$(DOCDIR)/xinetd"
+	chmod 644 "$(DESTDIR)$(UNITDIR)/nfprom@.service" "$(DESTDIR)$(DOCDIR)/xinetd"
+	$(INSTALL) -m 644 README.md systemd/legacy.conf "$(DESTDIR)$(DOCDIR)"
+	test -e "$(DESTDIR)$(SYSCONFDIR)/default/nfprom" || \
+		$(INSTALL) -m 644 systemd/nfprom.default "$(DESTDIR)$(SYSCONFDIR)/default/nfprom"
+
+# Apart, since what lies in xinetd's directory is served from its next reload on.
+install-xinetd: install
+	$(INSTALL) -d "$(DESTDIR)$(XINETDDIR)"
+	$(INSTALL) -m 644 "$(DESTDIR)$(DOCDIR)/xinetd" "$(DESTDIR)$(XINETDDIR)/nfprom"
+
+uninstall:
+	rm -f "$(DESTDIR)$(SBINDIR)/nfprom" "$(DESTDIR)$(UNITDIR)/nfprom.socket" "$(DESTDIR)$(UNITDIR)/nfprom@.service" \
+		"$(DESTDIR)$(SYSCONFDIR)/default/nfprom" "$(DESTDIR)$(XINETDDIR)/nfprom"
+	rm -rf "$(DESTDIR)$(DOCDIR)"
+
+run: nfprom
+	@t/run "$(ADDR)" "$(PORT)"
+
+clean:
+	rm -f nfprom t/parse .compiled-with
+
+.PHONY: force test lint install install-xinetd uninstall run clean

@@ -21,16 +21,16 @@ bool text_is(struct text t, const char *s);
 /* ---- the request ------------------------------------------------------------------------------------------- */
 
 enum {
-    REQUEST_LINE_MAX = 8 * 1024, /* bytes without the line end; longer: 414 */
-    HEADERS_MAX = 16 * 1024,     /* bytes of all header lines with their line ends; more: 431 */
-    HEADER_LINES_MAX = 100,      /* more: 431 */
+    REQUEST_LINE_MAX = 8 * 1024,                     /* bytes without the line end; longer: 414 */
+    HEADERS_MAX = 16 * 1024,                         /* bytes of all header lines with their line ends; more: 431 */
+    HEADER_LINES_MAX = 100,                          /* more: 431 */
     REQUEST_MAX = REQUEST_LINE_MAX + HEADERS_MAX + 8 /* what a reader must be able to hold */
 };
 
 struct request {
     struct text method;
-    struct text path;        /* without query, scheme and authority; "*" and CONNECT's host as they are */
-    long scrape_timeout_ms;  /* X-Prometheus-Scrape-Timeout-Seconds in milliseconds, -1 without a usable one */
+    struct text path;       /* without query, scheme and authority; "*" and CONNECT's host as they are */
+    long scrape_timeout_ms; /* X-Prometheus-Scrape-Timeout-Seconds in milliseconds, -1 without a usable one */
 };
 
 /* Reads the request in the first len bytes of buf. Returns 0 if it is not complete yet (call again with more; nothing
@@ -44,9 +44,9 @@ enum {
     /* A legacy rule holds at most 64 KiB of matches, that is 227 comments of 255 bytes; each byte of a comment is printed
      * as two at most. Nothing that iptables-save prints on one line comes near 128 KiB. */
     RULE_LINE_MAX = 128 * 1024,
-    READ_SIZE = 64 * 1024,   /* least room that ruleset_room() gives */
+    READ_SIZE = 64 * 1024, /* least room that ruleset_room() gives */
     CHAINS_MAX = 64,
-    CHAIN_NAME_MAX = 28      /* bytes, netfilter's XT_EXTENSION_MAXNAMELEN less the NUL */
+    CHAIN_NAME_MAX = 28 /* bytes, netfilter's XT_EXTENSION_MAXNAMELEN less the NUL */
 };
 
 enum direction { DIRECTION_NONE, DIRECTION_IN, DIRECTION_OUT };
@@ -59,15 +59,15 @@ struct value {
 
 /* A rule of a wanted chain, or the policy of one. The texts point into the ruleset and live until the next call on it. */
 struct rule {
-    size_t chain;              /* index into the chains asked for */
+    size_t chain; /* index into the chains asked for */
     uint64_t packets, bytes;
-    bool expressible;          /* the five fields below say all that the rule matches */
-    bool terminal;             /* the target ends the traversal of this chain for the packet */
+    bool expressible; /* the five fields below say all that the rule matches */
+    bool terminal;    /* the target ends the traversal of this chain for the packet */
     enum direction direction;
     struct value address, protocol, port;
-    struct text match;         /* as printed, comments cut out, blanks squeezed; empty if it matches all */
-    struct text target;        /* from -j or -g on; empty if none; of a policy, its name */
-    struct text comment;       /* unquoted, several joined by "; " */
+    struct text match;   /* as printed, comments cut out, blanks squeezed; empty if it matches all */
+    struct text target;  /* from -j or -g on; empty if none; of a policy, its name */
+    struct text comment; /* unquoted, several joined by "; " */
 };
 
 enum item {
@@ -80,18 +80,18 @@ enum item {
 
 /* The reader of one run of iptables-save. Bounded in size whatever the output holds; no pointers to be freed. */
 struct ruleset {
-    const char *table;          /* of the caller, as are the chains; both must outlive the reader */
+    const char *table; /* of the caller, as are the chains; both must outlive the reader */
     const char *const *chains;
     size_t nchains;
-    bool nft;                   /* the header named the nf_tables backend */
-    const char *missing;        /* after ITEM_ERROR: the chain that was not found, else NULL */
-    char error[256];            /* after ITEM_ERROR: one line, may quote bytes of the output */
-    char remark[160];           /* the last comment line before the table that is not the header */
+    bool nft;            /* the header named the nf_tables backend */
+    const char *missing; /* after ITEM_ERROR: the chain that was not found, else NULL */
+    char error[256];     /* after ITEM_ERROR: one line, may quote bytes of the output */
+    char remark[160];    /* the last comment line before the table that is not the header */
     /* the rest is the reader's own */
     enum { OUTSIDE, INSIDE, ELSEWHERE } where;
     bool opened, committed, ended;
     bool found[CHAINS_MAX];
-    size_t start, len;          /* the unread bytes: buf[start] to buf[len - 1] */
+    size_t start, len; /* the unread bytes: buf[start] to buf[len - 1] */
     char buf[RULE_LINE_MAX + READ_SIZE];
     char comment[RULE_LINE_MAX];
 };

@@ -1,0 +1,478 @@
+#!/usr/bin/perl
+
+# From rules to series: what iptables-save prints on the left, what Prometheus gets on the right.
+
+use strict;
+use warnings;
+use FindBin;
+use lib "$FindBin::Bin/lib";
+use Test::More;
+use NF;
+
+# A rule of the seed's pair is written here as   ADDRESS DIRECTION L3PROTO PORT   with - for an empty
+# label; one of the verbatim pair as   rule <...> comment <...> dup <...>   the last two where they
+# are not empty. The order is that of the rules.
+
+sub written {
+    my ($s) = @_;
+    my %l = %{ $s->{labels} };
+    my $l2 = $l{l2proto} eq 'ipv4' ? '' : "$l{l2proto}: ";
+    if ($s->{name} =~ /rule_packets_total$/) {
+        my @odd = grep { !/^(?:l2proto|rule|comment|dup)$/ } sort keys %l;
+        return join ' ', "${l2}rule <$l{rule}>", map({ $l{$_} ne '' ? "$_ <$l{$_}>" : () } qw(comment dup)),
+            map {"surprising label $_"} @odd;
+    }
+    my $labels = join ',', sort keys %l;
+    return "labels $labels" if $labels ne 'address,direction,l2proto,l3proto,port';
+    return $l2 . join ' ', map { $l{$_} eq '' ? '-' : $l{$_} } qw(address direction l3proto port);
+}
+
+# The exposition of what iptables-save prints; a test by itself if it is not in order.
+sub exposition {
+    my ($promise, @flags) = @_;
+    my $r = print_mode(@flags);
+    my ($error, @series) = $r->{exit} eq '0' ? parse_metrics($r->{out}) : ("exit $r->{exit}: $r->{err}");
+    $error ||= "standard error: $r->{err}" if $r->{err} ne '';
+    if ($error) { fail($promise); diag($error) }
+    return $error ? () : \@series;
+}
+
+# A test: these rules of the chain give these series, one each, with the counters of the rule.
+sub maps {
+    my ($promise, $rules, $expected) = @_;
+    my @rules    = ref $rules    ? @$rules    : $rules;
+    my @expected = ref $expected ? @$expected : $expected;
+    fake(out => filter_table(@rules));
+    my $series = exposition($promise) or return;
+    my @got;
+    for my $s (grep { $_->{name} =~ /^nfprom_(?:rule_)?packets_total$/ } @$series) {
+        (my $bytes = $s->{name}) =~ s/packets_total$/bytes_total/;
+        my $value = value($series, $bytes, %{ $s->{labels} });
+        my $n = $s->{value} - 100;
+        $got[ $n - 1 ] = written($s) . ($value eq 6400 + $n ? '' : " with $value bytes, expected " . (6400 + $n));
+    }
+    $_ = defined $_ ? $_ : 'nothing' for @got;
+    is(join("\n", @got), join("\n", @expected), $promise);
+    my $all = 0;
+    $all += $_->{value} for series($series, 'nfprom_rules');
+    is($all, scalar @rules, "... $promise: nfprom_rules counts each") if $all != @rules;
+    return $series;
+}
+
+sub table { while (my ($promise, $rules, $expected) = splice @_, 0, 3) { maps($promise, $rules, $expected) } }
+
+# ---- the example of the document
+
+{
+    my @rules = map { /(\S+) (.*)/; "[$1] -A prometheus $2 -j RETURN" } (
+        '242699:16223817 -d 203.0.113.140/32 -p tcp -m tcp --dport 22',
+        '338274:61386878 -s 203.0.113.140/32 -p tcp -m tcp --sport 22',
+        '277012:138000000 -d 203.0.113.140/32 -p tcp -m tcp --dport 25',
+        '243001:24000000 -s 203.0.113.140/32 -p tcp -m tcp --sport 25',
+        '225001:18000000 -d 203.0.113.140/32 -p tcp -m tcp --dport 80',
+        '212001:393000000 -s 203.0.113.140/32 -p tcp -m tcp --sport 80',
+        '15729:2660000 -d 203.0.113.140/32 -p tcp -m tcp --dport 443',
+        '14380:18000000 -s 203.0.113.140/32 -p tcp -m tcp --sport 443',
+    );
+    fake(out => save(@rules, '[39000000:40000000000] -A prometheus -j RETURN'));
+    my $out = print_mode()->{out};
+    for my $line (
+        'nfprom_packets_total{address="203.0.113.140/32",direction="in",l2proto="ipv4",l3proto="tcp",port="22"} 242699',
+        'nfprom_bytes_total{address="203.0.113.140/32",direction="in",l2proto="ipv4",l3proto="tcp",port="22"} 16223817',
+        'nfprom_packets_total{address="203.0.113.140/32",direction="out",l2proto="ipv4",l3proto="tcp",port="22"} 338274',
+        'nfprom_bytes_total{address="203.0.113.140/32",direction="out",l2proto="ipv4",l3proto="tcp",port="22"} 61386878',
+        'nfprom_packets_total{address="203.0.113.140/32",direction="out",l2proto="ipv4",l3proto="tcp",port="443"} 14380',
+    ) {
+        like($out, qr/^\Q$line\E$/m, "the document's example, to the letter: $line");
+    }
+    my ($error, @series) = parse_metrics($out);
+    is($error, '', 'the document\'s example: an exposition in order');
+    is(value(\@series, 'nfprom_rule_packets_total', rule => '-j RETURN'), '39000000', '... with the catch-all by its own words');
+    is(join(' ', map { $_->{value} } series(\@series, 'nfprom_packets_total')),
+        '242699 338274 277012 243001 225001 212001 15729 14380', '... in the order of the chain');
+    is(join(' ', map { value(\@series, 'nfprom_rules', kind => $_) } qw(exported other duplicate)), '8 1 0',
+        '... eight rules by their labels, one by its words');
+}
+
+# ---- what the five labels express
+
+table(
+    # promise                           rule                                                        series
+    'destination address'            => '-d 192.0.2.1/32 -j RETURN'                              => '192.0.2.1/32 in all -',
+    'source address'                 => '-s 192.0.2.1/32 -j RETURN'                              => '192.0.2.1/32 out all -',
+    'a net'                          => '-s 10.0.0.0/8 -j RETURN'                                => '10.0.0.0/8 out all -',
+    'a dotted mask'                  => '-s 10.0.3.0/255.0.255.0 -j RETURN'                      => '10.0.3.0/255.0.255.0 out all -',
+    'protocol alone'                 => '-p tcp -j RETURN'                                       => '- - tcp -',
+    'protocol and its match'         => '-p udp -m udp -j RETURN'                                => '- - udp -',
+    'protocol by number'             => '-p 47 -j RETURN'                                        => '- - 47 -',
+    'icmp of any type'               => '-d 192.0.2.1/32 -p icmp -m icmp -j RETURN'              => '192.0.2.1/32 in icmp -',
+    'icmp without a match'           => '-p icmp -j RETURN'                                      => '- - icmp -',
+    'destination port'               => '-p tcp -m tcp --dport 22 -j RETURN'                     => '- in tcp 22',
+    'source port'                    => '-p udp -m udp --sport 53 -j RETURN'                     => '- out udp 53',
+    'ports of sctp'                  => '-p sctp -m sctp --dport 3868 -j RETURN'                 => '- in sctp 3868',
+    'ports of dccp'                  => '-p dccp -m dccp --sport 5001 -j RETURN'                 => '- out dccp 5001',
+    'ports of udplite'               => '-p udplite -m udplite --dport 7 -j RETURN'              => '- in udplite 7',
+    'a range of ports'               => '-p tcp -m tcp --sport 1024:65535 -j RETURN'             => '- out tcp 1024:65535',
+    'port 0'                         => '-p tcp -m tcp --dport 0 -j RETURN'                      => '- in tcp 0',
+    'multiport destinations'         => '-p tcp -m multiport --dports 80,443 -j RETURN'          => '- in tcp 80,443',
+    'multiport sources'              => '-p udp -m multiport --sports 53,67:68 -j RETURN'        => '- out udp 53,67:68',
+    'address and multiport'          => '-s 192.0.2.1/32 -p tcp -m multiport --sports 80 -j RETURN' => '192.0.2.1/32 out tcp 80',
+    'address and port'               => '-d 192.0.2.1/32 -p tcp -m tcp --dport 22 -j RETURN'     => '192.0.2.1/32 in tcp 22',
+    'a match loaded twice'           => '-p tcp -m tcp -m tcp --dport 22 -j RETURN'              => '- in tcp 22',
+    'not this source'                => '! -s 10.0.0.0/8 -j RETURN'                              => '!10.0.0.0/8 out all -',
+    'not this destination'           => '! -d 10.0.0.0/8 -j RETURN'                              => '!10.0.0.0/8 in all -',
+    'not this protocol'              => '! -p tcp -j RETURN'                                     => '- - !tcp -',
+    'not this port'                  => '-p tcp -m tcp ! --dport 22 -j RETURN'                   => '- in tcp !22',
+    'not this range of ports'        => '-p tcp -m tcp ! --sport 1:1023 -j RETURN'               => '- out tcp !1:1023',
+    'not these ports'                => '-p tcp -m multiport ! --dports 80,443 -j RETURN'        => '- in tcp !80,443',
+    'all of it negated'              => '! -d 10.0.0.0/8 -p udp -m udp ! --dport 53 -j RETURN'   => '!10.0.0.0/8 in udp !53',
+    'without a target'               => '-d 192.0.2.1/32'                                        => '192.0.2.1/32 in all -',
+    'without a target, blank at the end' => '-d 192.0.2.1/32 -p tcp -m tcp --dport 22 '          => '192.0.2.1/32 in tcp 22',
+    'two blanks in a row'            => '-d 192.0.2.1/32  -p tcp -m tcp  --dport 22  -j RETURN'  => '192.0.2.1/32 in tcp 22',
+    'a goto'                         => '-s 192.0.2.1/32 -g elsewhere'                           => '192.0.2.1/32 out all -',
+    'a jump to a chain'              => '-s 192.0.2.1/32 -j elsewhere'                           => '192.0.2.1/32 out all -',
+    'the options of a target'        => '-p tcp -m tcp --dport 22 -j REJECT --reject-with tcp-reset' => '- in tcp 22',
+    'a target that speaks of ports'  => '-d 192.0.2.1/32 -p tcp -j DNAT --to-destination 10.0.0.1:80' => '192.0.2.1/32 in tcp -',
+    'a log prefix like a rule'       => '-d 192.0.2.1/32 -j LOG --log-prefix "-s 1.2.3.4 -j DROP"' => '192.0.2.1/32 in all -',
+    'a log prefix with a quote'      => '-d 192.0.2.1/32 -j LOG --log-prefix "a \" -s 1.2.3.4/32 "'  => '192.0.2.1/32 in all -',
+    'a log prefix of two lines'      => qq(-d 192.0.2.1/32 -j LOG --log-prefix "a\nCOMMIT\n[9:9] -A prometheus -s 6.6.6.6/32")
+                                                                                                 => '192.0.2.1/32 in all -',
+    'a target with a quote in front' => ['-d 192.0.2.1/32 -j "x', '-d 192.0.2.2/32 -j "x']       => ['192.0.2.1/32 in all -', '192.0.2.2/32 in all -'],
+    'a goto with a quote in front'   => ['-d 192.0.2.1/32 -g "x', '-d 192.0.2.2/32 -j x"']       => ['192.0.2.1/32 in all -', '192.0.2.2/32 in all -'],
+    'every label at every value'     => [map {"-d 192.0.2.$_/32 -p tcp -m tcp --dport $_ -j RETURN"} 1 .. 50]
+                                                                                                 => [map {"192.0.2.$_/32 in tcp $_"} 1 .. 50],
+);
+
+# ---- what they do not express: by the words of the rule
+
+for my $rule (
+    '-j RETURN', '-g elsewhere', '-j LOG --log-prefix "all of it: "',
+    '-s 10.0.0.0/8 -d 192.0.2.1/32 -j RETURN',
+    '! -s 10.0.0.0/8 ! -d 10.0.0.0/8 -j RETURN',
+    '-p tcp -m tcp --sport 80 --dport 80 -j RETURN',
+    '-s 192.0.2.1/32 -p tcp -m tcp --dport 22 -j RETURN',
+    '-d 192.0.2.1/32 -p tcp -m tcp --sport 22 -j RETURN',
+    '-d 192.0.2.1/32 -p tcp -m multiport --sports 22,23 -j RETURN',
+    '-p tcp -m multiport --ports 80,443 -j RETURN',
+    '-p tcp -m multiport --sports 80 -m multiport --dports 80 -j RETURN',
+    '-p tcp -m multiport --dports 80,443 -m multiport --dports 443,8080 -j RETURN',
+    '-p tcp -m tcp --dport 80:90 -m tcp --dport 85:95 -j RETURN',
+    '-d 192.0.2.1/32 -i eth0 -j RETURN', '-i eth+ -j RETURN', '-o eth0 -p tcp -j RETURN', '! -i lo -j RETURN',
+    '-i eth0 -o eth1 -j RETURN', '-f -j RETURN', '-s 192.0.2.1/32 ! -f -j RETURN',
+    '-p icmp -m icmp --icmp-type 8 -j RETURN', '-p icmp -m icmp ! --icmp-type 8/0 -j RETURN',
+    '-d 192.0.2.1/32 -p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN -j RETURN',
+    '-p tcp -m tcp --dport 22 --tcp-flags FIN,SYN,RST,ACK SYN -j RETURN', '-p tcp -m tcp --tcp-option 7 -j RETURN',
+    '-p sctp -m sctp --dport 80 --chunk-types any INIT -j RETURN', '-p dccp -m dccp --dccp-types REQUEST -j RETURN',
+    '-m conntrack --ctstate RELATED,ESTABLISHED -j RETURN', '-p tcp -m conntrack ! --ctstate NEW -m tcp --dport 22 -j RETURN',
+    '-s 192.0.2.1/32 -m state --state NEW -j RETURN', '-m set --match-set users src -j RETURN',
+    '-p tcp -m set ! --match-set users src,dst -m tcp --dport 22 -j RETURN', '-d 192.0.2.1/32 -m limit --limit 5/sec -j RETURN',
+    '-m hashlimit --hashlimit-upto 5/sec --hashlimit-burst 5 --hashlimit-name x -j RETURN',
+    '-m mark --mark 0x1/0xff -j RETURN', '-m owner --uid-owner 1000 -j RETURN', '-m mac --mac-source 00:11:22:33:44:55 -j RETURN',
+    '-m iprange --src-range 10.0.0.1-10.0.0.9 -j RETURN', '-m addrtype --dst-type LOCAL -j RETURN',
+    '-m string --string "GET / HTTP" --algo bm -j RETURN', '-m string --string "-d 1.2.3.4/32 -j DROP" --algo kmp -j RETURN',
+    '-p esp -m esp --espspi 500 -j RETURN', '-m length --length 0:100 -j RETURN', '-d 192.0.2.1/32 -m socket -j RETURN',
+    '-m u32 --u32 "0x0>>0x16&0x3c=0x1" -j RETURN', '-d 192.0.2.1/32 -m notyetknown -j RETURN',
+    '-d 192.0.2.1/32 -m tcp --new-option 7 -j RETURN', '-m recent --rcheck --seconds 60 --name a b --mask 255.255.255.255 --rsource -j DROP',
+    '-i a b -j RETURN', '-i !x -j RETURN', '-i "x -j RETURN', '! -i "x" -j RETURN', '-o \\ -j RETURN', '-i a"b -j RETURN',
+    '-m set --match-set "x src -j RETURN', '-m set --match-set x" dst -p tcp -j RETURN', '-m recent --update --name "x --rsource -j RETURN',
+    '-m hashlimit --hashlimit-above 1/sec --hashlimit-name "x -j RETURN', '-i eth0 -j "x', "-i 'x -j RETURN",
+) {
+    # the rule behind it tells whether the end of the first was found
+    maps("by its words: $rule", [$rule, '-d 192.0.2.77/32 -j RETURN'], ["rule <$rule>", '192.0.2.77/32 in all -']);
+}
+table(
+    'neither match nor target'       => ''                                                       => 'rule <*>',
+    'neither, and a blank'           => ' '                                                      => 'rule <*>',
+    'a comment alone'                => '-m comment --comment "all of it"'                       => 'rule <*> comment <all of it>',
+    'a comment and a target'         => '-m comment --comment rest -j RETURN'                    => 'rule <-j RETURN> comment <rest>',
+    'the comment is cut out'         => '-i eth0 -m comment --comment "x y" -p tcp -j RETURN'    => 'rule <-i eth0 -p tcp -j RETURN> comment <x y>',
+    'a blank at the end'             => '-i eth0 '                                               => 'rule <-i eth0>',
+    'two blanks in a row'            => '-i eth0  -p tcp  -j RETURN'                             => 'rule <-i eth0 -p tcp -j RETURN>',
+    'blanks inside quotes stay'      => '-m string --string "a  b" --algo bm -j RETURN'          => 'rule <-m string --string "a  b" --algo bm -j RETURN>',
+    'an interface in Latin-1'        => "-i caf\xe9 -j RETURN"                                   => 'rule <-i caf\xe9 -j RETURN>',
+    'an interface in UTF-8'          => "-i caf\xc3\xa9 -j RETURN"                               => "rule <-i caf\xe9 -j RETURN>",
+    'a line break in a string'       => qq(-m string --string "a\n[9:9] -A prometheus -j DROP\nCOMMIT\n" --algo bm -j RETURN)
+        => qq(rule <-m string --string "a\n[9:9] -A prometheus -j DROP\nCOMMIT\n" --algo bm -j RETURN>),
+    'two that differ in a byte that is no UTF-8' => ["-i x\xe9 -j RETURN", "-i x\xe8 -j RETURN"]
+        => ['rule <-i x\xe9 -j RETURN>', 'rule <-i x\xe8 -j RETURN>'],
+);
+
+# ---- comments
+
+sub commented {
+    my ($text) = @_;
+    return "-s 192.0.2.1/32 -p tcp -m comment --comment $text -m tcp --sport 22 -j RETURN";
+}
+
+for (
+    # what                          as iptables-save prints it                      as Prometheus gets it
+    ['a word',                      'ssh',                                          'ssh'],
+    ['several words',               '"ssh for all of us"',                          'ssh for all of us'],
+    ['a word like an option',       '-d',                                           '-d'],
+    ['a word like a target',        '-j',                                           '-j'],
+    ['a word like the option itself', '--comment',                                  '--comment'],
+    ['a lone !',                    '"!"',                                          '!'],
+    ['escaped quotes',              '"say \"ssh\""',                                'say "ssh"'],
+    ['single quotes',               '"don\\\'t"',                                   'don\'t'],
+    ['a backslash',                 '"a\\\\b"',                                     'a\\b'],
+    ['a backslash at the end',      '"a\\\\"',                                      'a\\'],
+    ['a quote at the end',          '"a\\""',                                       'a"'],
+    ['a backslash and an n',        '"a\\\\nb"',                                    'a\\nb'],
+    ['braces and the like',         '"{a=\"b\"} 1 # x"',                            '{a="b"} 1 # x'],
+    ['a tab',                       qq("a\tb"),                                     "a\tb"],
+    ['a carriage return',           qq("a\rb"),                                     "a\rb"],
+    ['blanks around',               '"  a  "',                                      '  a  '],
+    ['a match',                     '"-d 6.6.6.6/32 -j DROP"',                      '-d 6.6.6.6/32 -j DROP'],
+    ['a line break',                qq("a\nb"),                                     "a\nb"],
+    ['a rule on a new line',        qq("a\n[5:5] -A prometheus -s 6.6.6.6/32 -j RETURN\n"), "a\n[5:5] -A prometheus -s 6.6.6.6/32 -j RETURN\n"],
+    ['a COMMIT on a new line',      qq("a\nCOMMIT\n# Completed\n"),                 "a\nCOMMIT\n# Completed\n"],
+    ['a table on a new line',       qq("a\n*nat\n:prometheus - [0:0]\n"),           "a\n*nat\n:prometheus - [0:0]\n"],
+    ['quote, line break, rule',     qq("\\"\n[5:5] -A prometheus -s 6.6.6.6/32 -j RETURN\nCOMMIT\n"), qq("\n[5:5] -A prometheus -s 6.6.6.6/32 -j RETURN\nCOMMIT\n)],
+    ['UTF-8',                       qq("Gr\xc3\xbc\xc3\x9fe \xe2\x82\xac \xf0\x9f\x90\xab"), "Gr\x{fc}\x{df}e \x{20ac} \x{1f42b}"],
+    ['Latin-1',                     qq("Andr\xe9"),                                 'Andr\xe9'],
+    ['UTF-8 cut at its end',        '"' . 'x' x 254 . qq(\xc3"),                    'x' x 254 . '\xc3'],
+    ['UTF-8 of three cut at its end', '"' . 'x' x 253 . qq(\xe2\x82"),              'x' x 253 . '\xe2\x82'],
+    ['UTF-8 longer than need be',   qq("\xc0\xaf \xe0\x80\xaf"),                    '\xc0\xaf \xe0\x80\xaf'],
+    ['UTF-8 of a surrogate',        qq("\xed\xa0\x80"),                             '\xed\xa0\x80'],
+    ['UTF-8 beyond Unicode',        qq("\xf4\x90\x80\x80 \xf8\x88\x80\x80\x80"),    '\xf4\x90\x80\x80 \xf8\x88\x80\x80\x80'],
+    ['Latin-1 before a quote',      qq("\xe9\\" x"),                                '\xe9" x'],
+    ['bytes 1 to 8',                qq("\x01\x02\x03\x04\x05\x06\x07\x08"),         "\x01\x02\x03\x04\x05\x06\x07\x08"],
+) {
+    my ($what, $printed, $expected) = @$_;
+    my $series = maps("a comment with $what leaves the rule what it is",
+        [commented($printed), '-d 192.0.2.77/32 -j RETURN'], ['192.0.2.1/32 out tcp 22', '192.0.2.77/32 in all -']) or next;
+    my @info = series($series, 'nfprom_rule_info');
+    is(@info == 1 ? $info[0]{labels}{comment} : @info . ' series', $expected, "... and $what comes through");
+}
+for my $rule (
+    '-m comment --comment x -s 192.0.2.1/32 -p tcp -m tcp --sport 22 -j RETURN',
+    '-s 192.0.2.1/32 -p tcp -m tcp --sport 22 -m comment --comment x -j RETURN',
+    '-s 192.0.2.1/32 -p tcp -m tcp -m comment --comment x --sport 22 -j RETURN',
+    '-s 192.0.2.1/32 -p tcp -m tcp --sport 22 -m comment --comment "x"',
+    '-s 192.0.2.1/32 -p tcp -m tcp --sport 22 -m comment --comment "x" ',
+) {
+    my $series = maps("a comment in any place: $rule", $rule, '192.0.2.1/32 out tcp 22') or next;
+    my ($info) = series($series, 'nfprom_rule_info');
+    is($info && $info->{line},
+        'nfprom_rule_info{address="192.0.2.1/32",direction="out",l2proto="ipv4",l3proto="tcp",port="22",comment="x"} 1',
+        '... goes into rule_info');
+}
+{
+    my $series = maps('several comments', '-m comment --comment one -s 192.0.2.1/32 -m comment --comment "two 2" -j RETURN', '192.0.2.1/32 out all -');
+    is((series($series, 'nfprom_rule_info'))[0]{labels}{comment}, 'one; two 2', '... are joined in their order') if $series;
+    maps('several comments of a verbatim rule', '-m comment --comment one -i eth0 -m comment --comment "two 2" -j RETURN',
+        'rule <-i eth0 -j RETURN> comment <one; two 2>');
+    $series = maps('an empty comment is no harm', '-s 192.0.2.1/32 -m comment --comment "" -p tcp -j RETURN', '192.0.2.1/32 out tcp -');
+    $series = maps('a rule without a comment', '-s 192.0.2.1/32 -j RETURN', '192.0.2.1/32 out all -');
+    is(scalar series($series, 'nfprom_rule_info'), 0, '... has no rule_info') if $series;
+}
+
+# ---- duplicates
+
+table(
+    'the same rule three times'      => [('-s 192.0.2.1/32 -j RETURN') x 3]
+        => ['192.0.2.1/32 out all -', map {"rule <-s 192.0.2.1/32 -j RETURN> dup <$_>"} 2, 3],
+    'the same match, another target' => ['-s 192.0.2.1/32', '-s 192.0.2.1/32 -j DROP']
+        => ['192.0.2.1/32 out all -', 'rule <-s 192.0.2.1/32 -j DROP> dup <2>'],
+    'the same match, another comment' => ['-s 192.0.2.1/32 -m comment --comment a -j RETURN', '-s 192.0.2.1/32 -m comment --comment b -j RETURN']
+        => ['192.0.2.1/32 out all -', 'rule <-s 192.0.2.1/32 -j RETURN> comment <b> dup <2>'],
+    'the same match, goto and jump'  => ['-p tcp -g x', '-p tcp -j x']
+        => ['- - tcp -', 'rule <-p tcp -j x> dup <2>'],
+    'the same labels, written otherwise' => ['-p tcp -m tcp --dport 22 -j RETURN', '-p tcp -m multiport --dports 22 -j RETURN']
+        => ['- in tcp 22', 'rule <-p tcp -m multiport --dports 22 -j RETURN> dup <2>'],
+    'duplicates far apart'           => ['-s 192.0.2.1/32 -j A', '-s 192.0.2.2/32 -j B', '-s 192.0.2.1/32 -j C']
+        => ['192.0.2.1/32 out all -', '192.0.2.2/32 out all -', 'rule <-s 192.0.2.1/32 -j C> dup <2>'],
+    'the same verbatim rule three times' => [('-i eth0 -j RETURN') x 3]
+        => ['rule <-i eth0 -j RETURN>', map {"rule <-i eth0 -j RETURN> dup <$_>"} 2, 3],
+    'verbatim rules with another target' => ['-i eth0', '-i eth0 -j DROP', '-i eth0 -j DROP']
+        => ['rule <-i eth0>', 'rule <-i eth0 -j DROP> dup <2>', 'rule <-i eth0 -j DROP> dup <3>'],
+    'verbatim rules with another comment' => ['-i eth0 -m comment --comment a', '-m comment --comment b -i eth0']
+        => ['rule <-i eth0> comment <a>', 'rule <-i eth0> comment <b> dup <2>'],
+    'two that catch all'             => ['-j LOG', '-j RETURN', '']
+        => ['rule <-j LOG>', 'rule <-j RETURN> dup <2>', 'rule <*> dup <3>'],
+    'a different address is none'    => ['-s 192.0.2.1/32 -j A', '! -s 192.0.2.1/32 -j A', '-d 192.0.2.1/32 -j A']
+        => ['192.0.2.1/32 out all -', '!192.0.2.1/32 out all -', '192.0.2.1/32 in all -'],
+    'a different interface is none'  => ['-i eth0 -j A', '-o eth0 -j A', '! -i eth0 -j A']
+        => ['rule <-i eth0 -j A>', 'rule <-o eth0 -j A>', 'rule <! -i eth0 -j A>'],
+    'the same in other blanks'       => ['-i eth0 -p tcp -j A', '-i eth0  -p tcp  -j A ']
+        => ['rule <-i eth0 -p tcp -j A>', 'rule <-i eth0 -p tcp -j A> dup <2>'],
+);
+{
+    # a byte, and the four characters that it is shown as, are two names
+    fake(out => filter_table("-i x\xe9 -j RETURN", '-i x\xe9 -j RETURN'));
+    my $series = exposition('a name that looks like another one shown as text');
+    is(scalar series($series, 'nfprom_rule_packets_total'), 2, 'a name that looks like another one shown as text stays a series') if $series;
+}
+
+# ---- the counters about the rules
+
+{
+    my $series = maps('rules of all kinds',
+        ['-s 192.0.2.1/32 -j RETURN', '-p tcp', '-i eth0 -j RETURN', '-p tcp -j DROP', '-i eth0', '-i eth1', '-j RETURN', '-p tcp'],
+        ['192.0.2.1/32 out all -', '- - tcp -', 'rule <-i eth0 -j RETURN>', 'rule <-p tcp -j DROP> dup <2>',
+         'rule <-i eth0> dup <2>', 'rule <-i eth1>', 'rule <-j RETURN>', 'rule <-p tcp> dup <3>']);
+    is(join(' ', map { value($series, 'nfprom_rules', l2proto => 'ipv4', kind => $_) } qw(exported other duplicate)), '2 3 3',
+        'nfprom_rules counts each kind') if $series;
+
+    $series = maps('an empty chain is a success', [], []);
+    is(join(' ', map { value($series, 'nfprom_rules', kind => $_) } qw(exported other duplicate)), '0 0 0',
+        '... with no rules of any kind') if $series;
+}
+for (
+    [0, 'a verdict ends the traversal', map {"-j $_"} qw(ACCEPT DROP RETURN QUEUE NFQUEUE SNAT DNAT MASQUERADE REDIRECT NETMAP TPROXY),
+        'REJECT --reject-with icmp-port-unreachable'],
+    [0, 'a goto does as well', '-g elsewhere'],
+    [1, 'no target lets the packet go on', ''],
+    [1, 'a jump does', '-j elsewhere'],
+    [1, 'LOG does', '-j LOG --log-prefix ACCEPT'],
+    [1, 'MARK does', '-j MARK --set-xmark 0x1/0xffffffff'],
+    [1, 'a chain that is named almost like a verdict does', '-j ACCEPTED'],
+) {
+    my ($expected, $promise, @targets) = @$_;
+    for my $target (@targets) {
+        fake(out => filter_table("-s 192.0.2.1/32 $target"));
+        my $series = exposition("$promise: $target") or next;
+        is(value($series, 'nfprom_nonterminal_rules', l2proto => 'ipv4'), $expected, "nonterminal rules: $promise ($target)");
+    }
+}
+
+# ---- numbers
+
+for my $n ('0', '1', '9007199254740993', '9223372036854775807', '9223372036854775808', '18446744073709551615') {
+    fake(out => save("[$n:7] -A prometheus -s 192.0.2.1/32", "[7:$n] -A prometheus -i eth0"));
+    my $series = exposition("a counter of $n") or next;
+    is(value($series, 'nfprom_packets_total'), $n, "packets: $n, digit for digit");
+    is(value($series, 'nfprom_rule_bytes_total'), $n, "bytes: $n, digit for digit");
+}
+for my $counters ('18446744073709551616:1', '1:18446744073709551616', '99999999999999999999999:1', '-1:1', '1:', ':1', '1', '', 'a:b', '0x1:1', '1:1:1', '1.5:2', '1e3:1') {
+    fake(out => save("[1:1] -A prometheus -s 192.0.2.1/32", "[$counters] -A prometheus -i eth0"));
+    my $r = print_mode();
+    is("$r->{exit}|$r->{out}", '1|', "counters that are none fail, nothing is shown in their place: [$counters]");
+}
+fake(out => save('-A prometheus -s 192.0.2.1/32'));
+is(print_mode()->{exit}, 1, 'a rule without counters fails');
+
+# ---- chains
+
+for my $name ('"', '"x', 'x"', "'x", 'a]', '[0:0]', 'COMMIT', '#a', '*filter', ':x', '\\', 'x\\', 'a:b', "\xff", "caf\xc3\xa9", '$(id)', 'x' x 28, 'prom') {
+    fake(out => save({ chains => [":INPUT ACCEPT [1:1]", ":$name - [0:0]", ":prometheus - [0:0]", ':other - [0:0]'] },
+        "[1:10] -A prometheus -s 192.0.2.1/32 -j $name", "[2:20] -A $name -s 192.0.2.2/32 -j RETURN",
+        "[3:30] -A other -j $name", "[4:40] -A $name -i eth0 -g $name"));
+    my $series = exposition("a chain that is named $name", '-chain', $name);
+    is(join(' ', map {"$_->{labels}{rule}$_->{labels}{address}=$_->{value}"} map { $_->{labels}{rule} //= ''; $_->{labels}{address} //= ''; $_ }
+                 grep { $_->{name} =~ /packets_total/ } @$series),
+        "192.0.2.2/32=2 -i eth0 -g " . ($name eq "\xff" ? '\xff' : $name eq "caf\xc3\xa9" ? "caf\xe9" : $name) . '=4',
+        "a chain that is named $name can be exported") if $series;
+    $series = exposition("beside a chain that is named $name");
+    is(join(' ', map {"$_->{labels}{address}=$_->{value}"} series($series, 'nfprom_packets_total')), '192.0.2.1/32=1',
+        "... and does no harm to another") if $series;
+}
+{
+    my $hostile = qq(-m comment --comment "\n[5:5] -A prometheus -s 6.6.6.6/32 -j RETURN\nCOMMIT\n*nat\n:prometheus - [0:0]\n");
+    fake(out => save('[1:1] -A INPUT -j prometheus', "[2:2] -A INPUT $hostile -j ACCEPT", '[3:3] -A INPUT -i "x -j ACCEPT',
+        '[4:4] -A prometheus -s 192.0.2.1/32', '[5:5] -A prometheus2 -s 192.0.2.2/32', '[6:6] -A prom -s 192.0.2.2/32',
+        "[7:7] -A OUTPUT $hostile -m comment --comment \"\\\"\n\\\\\"", '[8:8] -A OUTPUT -m set --match-set "x src -j LOG --log-prefix "a\" b "',
+        '[9:9] -A prometheus -s 192.0.2.3/32', '[99999999999999999999:1] -A OUTPUT -j ACCEPT'));
+    my $series = exposition('rules of other chains are ignored');
+    is(join(' ', map {"$_->{labels}{address}=$_->{value}"} series($series, 'nfprom_packets_total')), '192.0.2.1/32=4 192.0.2.3/32=9',
+        'rules of other chains are ignored, with quotes, line breaks and rules inside comments') if $series;
+    is(scalar series($series, 'nfprom_rule_packets_total'), 0, '... altogether') if $series;
+}
+{
+    fake(out => save({ chains => [':INPUT DROP [18446744073709551615:3]', ':OUTPUT ACCEPT [4:5]', ':prometheus - [0:0]'] },
+        '[7:70] -A INPUT -s 192.0.2.1/32 -j ACCEPT', '[8:80] -A prometheus -s 192.0.2.1/32', '[9:90] -A OUTPUT -i eth0'));
+    my $series = exposition('a built-in chain', '-chain', 'INPUT');
+    if ($series) {
+        is(value($series, 'nfprom_policy_packets_total', l2proto => 'ipv4', policy => 'DROP'), '18446744073709551615', 'the policy of a built-in chain: packets');
+        is(value($series, 'nfprom_policy_bytes_total', l2proto => 'ipv4', policy => 'DROP'), 3, 'the policy of a built-in chain: bytes');
+        is(scalar series($series, 'nfprom_policy_packets_total'), 1, '... of this chain alone');
+        is(value($series, 'nfprom_packets_total'), 7, '... along with its rules');
+    }
+    $series = exposition('a chain of one\'s own');
+    is(scalar series($series, 'nfprom_policy_packets_total'), 0, 'a chain of one\'s own has no policy') if $series;
+
+    my $out = print_mode('-chain', 'prometheus', '-chain=INPUT', '--chain', 'OUTPUT')->{out};
+    my $error;
+    ($error, @$series) = parse_metrics($out);
+    is($error, '', 'three chains: the same match in each is no duplicate');
+    like($out, qr/^nfprom_packets_total\{address="192\.0\.2\.1\/32",chain="INPUT",direction="out",l2proto="ipv4",l3proto="all",port=""\} 7$/m,
+        'of several chains each series has the label chain');
+    is(value($series, 'nfprom_packets_total', chain => 'prometheus'), 8, '... the second chain too');
+    is(value($series, 'nfprom_rule_bytes_total', chain => 'OUTPUT', rule => '-i eth0'), 90, '... a rule by its words too');
+    is(value($series, 'nfprom_policy_packets_total', chain => 'OUTPUT', policy => 'ACCEPT'), 4, '... a policy too');
+    is(value($series, 'nfprom_rules', chain => 'OUTPUT', kind => 'other'), 1, '... and nfprom_rules');
+    is(value($series, 'nfprom_nonterminal_rules', chain => 'prometheus'), 1, '... and nfprom_nonterminal_rules');
+    is((series($series, 'nfprom_scrape_success'))[0]{line}, 'nfprom_scrape_success{l2proto="ipv4"} 1', 'the scrape is one for all chains');
+    fake(out => save({ chains => [':"x - [0:0]', ":y\xff - [0:0]"] }, '[1:1] -A "x -p tcp', "[2:2] -A y\xff -p tcp"));
+    $series = exposition('chains with odd names side by side', '-chain', '"x', '-chain', "y\xff");
+    is(join(' ', map {"$_->{labels}{chain}=$_->{value}"} series($series, 'nfprom_packets_total')), '"x=1 y\xff=2',
+        'the label chain is escaped like any other') if $series;
+}
+
+# ---- two families
+
+{
+    fake(out => filter_table('-s 192.0.2.1/32 -j RETURN', '-i eth0 -j RETURN', '-p 47'));
+    fake6(out => filter_table({ program => 'ip6tables-save v1.8.9 (nf_tables)' },
+        '-s 2001:db8::/32 -j RETURN', '-i eth0 -j RETURN', '-d ::/0 -p ipv6-icmp', '-p ipv6-icmp -m icmp6 --icmpv6-type 128',
+        '-d 2001:db8::1/128 -p tcp -m tcp --dport 22', '-m frag --fragid 0:4294967295 -j DROP'));
+    my $series = exposition('IPv4 and IPv6 together', '-ipv6');
+    if ($series) {
+        is(join("\n", map { written($_) } series($series, 'nfprom_packets_total')),
+            join("\n", '192.0.2.1/32 out all -', '- - 47 -', 'ipv6: 2001:db8::/32 out all -', 'ipv6: ::/0 in ipv6-icmp -', 'ipv6: 2001:db8::1/128 in tcp 22'),
+            'IPv4 and IPv6 together: IPv4 first, each in the order of its chain');
+        is(join("\n", map { written($_) } series($series, 'nfprom_rule_packets_total')),
+            join("\n", 'rule <-i eth0 -j RETURN>', 'ipv6: rule <-i eth0 -j RETURN>', 'ipv6: rule <-p ipv6-icmp -m icmp6 --icmpv6-type 128>',
+                'ipv6: rule <-m frag --fragid 0:4294967295 -j DROP>'),
+            '... and the same match in both is no duplicate');
+        is(value($series, 'nfprom_scrape_success', l2proto => $_), 1, "... $_: a success") for qw(ipv4 ipv6);
+        is(value($series, 'nfprom_rules', l2proto => 'ipv6', kind => 'exported'), 3, '... nfprom_rules of each');
+    }
+    $series = exposition('IPv6 alone', '-ipv4=false', '-ipv6');
+    is(join(' ', map { $_->{labels}{l2proto} } grep { exists $_->{labels}{l2proto} } @$series) =~ /ipv4/, '', 'IPv6 alone: not a word of IPv4') if $series;
+}
+
+# ---- about itself, and the form of it all
+
+{
+    fake(out => filter_table('-s 192.0.2.1/32 -m comment --comment "x" -j RETURN', '-i eth0', '-i eth0'));
+    my $out = print_mode('-chain', 'prometheus', '-chain', 'INPUT')->{out};
+    my ($error, @series) = parse_metrics($out);
+    is($error, '', 'families in one piece, HELP and TYPE before each');
+    my ($info) = series(\@series, 'nfprom_build_info');
+    is($info && join(' ', $info->{value}, keys %{ $info->{labels} }), '1 version', 'nfprom_build_info has a version and is 1');
+    my ($duration) = series(\@series, 'nfprom_scrape_duration_seconds', l2proto => 'ipv4');
+    ok($duration && $duration->{value} > 0 && $duration->{value} < 60, 'the duration is in seconds');
+    is(join(' ', map {/^# TYPE (\S+_total) (?!counter$)/m ? $1 : ()} split /\n/, $out), '', 'what is called total is a counter');
+    is(join(' ', map {/^# TYPE (\S+(?<!_total)) (?!gauge$)/m ? $1 : ()} split /\n/, $out), '', '... and the rest are gauges');
+    is(scalar(grep { $_->{name} !~ /^nfprom_/ } @series), 0, 'all names begin with nfprom_');
+    ($error, @series) = parse_metrics(print_mode('-namespace', 'my_fw')->{out});
+    is($error, '', 'another namespace is in order');
+    is(scalar(grep { $_->{name} !~ /^my_fw_/ } @series), 0, '... and all names begin with it');
+    ok(scalar(series(\@series, "my_fw_$_")), "... my_fw_$_ is there")
+        for qw(packets_total bytes_total rule_info rule_packets_total rule_bytes_total build_info scrape_success
+               scrape_duration_seconds rules nonterminal_rules);
+}
+SKIP: {
+    my ($promtool) = grep {-x} map {"$_/promtool"} split /:/, $ENV{PATH};
+    skip_or_fail('promtool is not installed') unless $promtool;
+    fake(out => filter_table('-s 192.0.2.1/32 -m comment --comment "a \"b\" \\\\ ' . "\xe9\n" . '" -j RETURN', '-i eth0', '-i eth0', '-p tcp'));
+    fake6(out => filter_table('-s 2001:db8::/32', '-i eth0'));
+    spew("$DIR/metrics", print_mode('-ipv6', '-chain', 'prometheus', '-chain', 'INPUT')->{out});
+    is(`'$promtool' check metrics <'$DIR/metrics' 2>&1`, '', 'promtool check metrics has nothing to say');
+    is($?, 0, '... and agrees');
+}
+
+# ---- much of it
+
+{
+    my @rules = map {("-s 10.0.0.1/32 -j RETURN", "-i eth$_ -j RETURN")} 1 .. 5000;
+    fake(out => filter_table(@rules));
+    my $series = exposition('10,000 rules, half of them the same');
+    if ($series) {
+        is(scalar series($series, 'nfprom_rule_packets_total'), 9999, '10,000 rules, half of them the same, stay 10,000 series');
+        is(value($series, 'nfprom_rule_packets_total', dup => 5000), 100 + 9999, '... the last of them dup 5000');
+    }
+}
+
+done_testing;

@@ -1,0 +1,237 @@
+#!/usr/bin/perl
+
+# -addr: nfprom listens by itself, and answers each connection in a process of its own.
+
+use strict;
+use warnings;
+use FindBin;
+use lib "$FindBin::Bin/lib";
+use IO::Socket::IP;
+use POSIX ();
+use Socket;
+use Test::More;
+use Time::HiRes qw(sleep time);
+use NF;
+
+my $HOST = '127.0.0.1';
+
+sub dial {
+    my ($port, $host) = @_;
+    return IO::Socket::IP->new(PeerHost => $host || $HOST, PeerPort => $port, Type => SOCK_STREAM, Timeout => 10);
+}
+
+sub free_port {
+    my ($host) = @_;
+    my $s = IO::Socket::IP->new(LocalHost => $host || $HOST, LocalPort => 0, Listen => 1, Type => SOCK_STREAM) or return;
+    return $s->sockport;
+}
+
+# Starts a listener; addr => with PORT where the port goes, try => the address to find it at.
+# Returns {pid, port, err} when it takes connections.
+sub listener {
+    my (%o) = @_;
+    my $try = $o{try} || $HOST;
+    my $port = free_port($try) or die "no port to be had on $try";
+    (my $addr = $o{addr} || "$HOST:PORT") =~ s/PORT/$port/;
+    open my $err, '+>:raw', "$DIR/listener.err" or die;
+    my $pid = spawn(%o, err => $err, flags => ['-addr', $addr, @{ $o{flags} || [] }]);
+    my $up = patiently(sub { my $s = dial($port, $try) or return 0; close $s; 1 }, 20);
+    diag("nothing listens at $addr: " . slurp("$DIR/listener.err")) unless $up;
+    return { pid => $pid, port => $port, addr => $addr };
+}
+
+# A test: SIGTERM ends it with status 0, and nothing of it is left.
+sub ends {
+    my ($l, $promise, $signal) = @_;
+    kill $signal || 'TERM', $l->{pid};
+    is(reap($l->{pid}, 30), 0, "$promise: " . ($signal || 'SIGTERM') . ' ends the listener with status 0');
+    none_left("$promise: no process is left");
+    is(slurp("$DIR/listener.err"), '', "$promise: it had nothing to say") unless $l->{talks};
+}
+
+sub ask {
+    my ($l, $path, %o) = @_;
+    my $sock = dial($l->{port}, $o{host}) or return { status => 0, raw => '', headers => {}, hung => 1 };
+    return converse($sock, get($path || '/metrics'), %o);
+}
+
+# The children of a process: state letter of each.
+sub children {
+    my ($pid) = @_;
+    my @states;
+    for (glob '/proc/[0-9]*/stat') {
+        my ($state, $parent) = slurp($_) =~ /\) (\S) (\d+) / or next;
+        push @states, $state if $parent == $pid;
+    }
+    return @states;
+}
+
+# ---- where it listens
+
+for (
+    ['an IPv4 address', '127.0.0.1:PORT', '127.0.0.1'],
+    ['an IPv6 address', '[::1]:PORT',     '::1'],
+    ['a name',          'localhost:PORT', '127.0.0.1', '::1'],
+    ['a port alone',    ':PORT',          '127.0.0.1'],
+) {
+    my ($what, $addr, @hosts) = @$_;
+    SKIP: {
+        my ($try) = grep { free_port($_) } @hosts;
+        skip_or_fail("no $hosts[0] here", 5) unless $try;
+        fake();
+        if ($addr =~ /localhost/) {
+            # it may be either; what the resolver says first
+            my ($e, $first) = Socket::getaddrinfo('localhost', 80, { socktype => SOCK_STREAM });
+            $try = '::1' if !$e && $first->{family} == AF_INET6 && free_port('::1');
+        }
+        my $l = listener(addr => $addr, try => $try);
+        my $r = ask($l, '/metrics', host => $try);
+        answers($r, 200, "$what ($l->{addr}): the metrics are there");
+        is(value($r->{series} || [], 'nfprom_packets_total'), 101, "... $what: with their numbers");
+        if ($addr =~ /^:/ && free_port('::1')) {
+            answers(ask($l, '/-/healthy', host => '::1'), 200, '... a port alone: over IPv6 as well');
+        }
+        ends($l, $what);
+    }
+}
+{
+    my $taken = IO::Socket::IP->new(LocalHost => $HOST, LocalPort => 0, Listen => 1, Type => SOCK_STREAM) or die;
+    my $addr = "$HOST:" . $taken->sockport;
+    my $r = run(flags => ['-addr', $addr], limit => 30);
+    is($r->{exit}, 1, 'a port in use exits 1');
+    like($r->{err}, qr/\Anfprom: [^\n]*\Q$addr\E[^\n]*in use/i, '... and says so, with the address');
+    $r = run(flags => ['-addr', 'no-such-host.invalid:9914'], limit => 60);
+    like($r->{exit}, qr/\A[12]\z/, 'a name that is not known does not start');
+    like($r->{err}, qr/no-such-host\.invalid/, '... and says so, with the name');
+    $r = run(flags => ['-addr', '192.0.2.1:9914'], limit => 30);
+    is($r->{exit}, 1, 'an address of somebody else exits 1');
+    like($r->{err}, qr/192\.0\.2\.1/, '... and says so, with the address');
+}
+
+# ---- one after the other
+
+fake();
+my $l = listener();
+answers(ask($l, '/nowhere'), 404, 'a 404 as under a super-server');
+answers(ask($l), 200, '... and the next is answered');
+answers(converse(dial($l->{port}), "hello\r\n\r\n"), 400, '... and nonsense gets its 400');
+for my $how ({ go_away => 0 }, { go_away => 0, reset => 1 }, { go_away => 10, reset => 1 }) {
+    converse(dial($l->{port}), get('/metrics'), %$how);
+}
+answers(ask($l), 200, 'clients that go away do it no harm');
+ok(patiently(sub { !children($l->{pid}) }, 20), 'no process is kept once the connections are over')
+    or diag('children: ' . join ' ', children($l->{pid}));
+ends($l, 'after some requests');
+
+# at once after the end, at the same address
+{
+    fake();
+    $l = listener();
+    ask($l) for 1 .. 3;
+    kill TERM => $l->{pid};
+    reap($l->{pid}, 30);
+    my $pid = spawn(flags => ['-addr', $l->{addr}]);
+    ok(patiently(sub { my $s = dial($l->{port}) or return 0; close $s; 1 }, 20), 'it can be started again at once at the same address');
+    kill TERM => $pid;
+    is(reap($pid, 30), 0, '... and ended again');
+}
+
+# ---- a hundred at the same time
+
+fake(run => "sleep 1\ncat \$OUT");
+$l = listener(flags => ['-timeout', '55s']);
+{
+    my @socks = map { dial($l->{port}) } 1 .. 100;
+    is(scalar(grep {defined} @socks), 100, 'a hundred connections at the same time are taken');
+    syswrite $_, get('/metrics') for grep {defined} @socks;
+    my $good = 0;
+    my @bad;
+    for my $s (grep {defined} @socks) {
+        my $r = converse($s, '', limit => 58);
+        if ($r->{status} == 200 && length $r->{body} == $r->{headers}{'content-length'} && $r->{body} =~ /^nfprom_packets_total\{.*\} 101$/m) { $good++ }
+        else { push @bad, "$r->{status} " . substr $r->{raw}, 0, 60 }
+    }
+    is($good, 100, '... and each is answered whole') or diag join "\n", @bad;
+    ok(patiently(sub { !children($l->{pid}) }, 20), '... and no zombie is left')
+        or diag('children: ' . join ' ', children($l->{pid}));
+}
+fake();
+answers(ask($l), 200, '... and the next is answered');
+ends($l, 'after a hundred at once');
+
+# ---- those who say nothing
+
+$l = listener(flags => ['-timeout', '50s']);
+{
+    my @silent = map { dial($l->{port}) } 1 .. 20;
+    my $begin = time;
+    my $r = ask($l, '/metrics', limit => 40);
+    answers($r, 200, 'twenty silent connections do not keep another waiting');
+    cmp_ok(time - $begin, '<', 30, '... until their deadline');
+    ends($l, 'with twenty silent connections');
+}
+
+# ---- SIGTERM in the middle
+
+for my $signal ('TERM', 'INT') {
+    fake(run => "trap '' TERM INT HUP\nsleep 86399 &\nsleep 86399");
+    $l = listener(flags => ['-timeout', '8s']);
+    my $sock = dial($l->{port});
+    syswrite $sock, get('/metrics');
+    patiently(sub { grep { slurp("/proc/$_/cmdline") =~ /86399/ } left_over() }, 20);
+    ends($l, 'in the middle of a scrape that hangs', $signal);
+}
+fake(sleep => 86399);
+$l = listener(flags => ['-timeout', '1s']);
+$l->{talks} = 1;
+answers(ask($l, '/metrics', limit => 40), 504, 'a scrape that hangs gets its 504');
+like(slurp("$DIR/listener.err"), qr/\Anfprom: ipv4: [^\n]+\n\z/, '... and a line in the log of the listener');
+ok(patiently(sub { !children($l->{pid}) }, 20), '... and leaves no process') or diag('children: ' . join ' ', children($l->{pid}));
+fake();
+answers(ask($l), 200, '... and the next is answered');
+ends($l, 'after a hang');
+{
+    fake(sleep => 86399);
+    $l = listener(flags => ['-timeout', '3s']);
+    my $sock = dial($l->{port});
+    syswrite $sock, get('/metrics');
+    patiently(sub { grep { slurp("/proc/$_/cmdline") =~ /86399/ } left_over() }, 20);
+    kill KILL => $l->{pid};
+    is(reap($l->{pid}, 30), 'signal 9', 'the listener is killed');
+    none_left('... and what it has begun ends at its deadline at the latest');
+}
+
+# ---- little to live on
+
+{
+    fake();
+    $l = listener(wrap => [shell_limit('-n 24')], flags => ['-timeout', '3s']);
+    $l->{talks} = 1;
+    my @silent = grep {defined} map { dial($l->{port}) } 1 .. 60;
+    close $_ for @silent;
+    my $r;
+    ok(patiently(sub { ($r = ask($l, '/metrics', limit => 20))->{status} == 200 }, 40), 'few file descriptors: it lives through sixty connections');
+    answers($r, 200, '... and answers') if $r;
+    ends($l, 'few file descriptors');
+}
+SKIP: {
+    need_root(4);
+    fake();
+    # listener, connection, collector, shell, what it starts: enough for one or two
+    my %how = unprivileged(54321);
+    $l = listener(%how, wrap => [@{ $how{wrap} }, shell_limit('-u 10')], flags => ['-timeout', '3s']);
+    $l->{talks} = 1;
+    my @many = grep {defined} map { dial($l->{port}) } 1 .. 40;
+    syswrite $_, get('/metrics') for @many;
+    my %seen;
+    $seen{ converse($_, '', limit => 30)->{status} }++ for @many;
+    is(join(' ', grep { !/^(?:0|200|503|504)$/ } keys %seen), '', 'few processes: nothing but good answers, 503, 504 or none')
+        or diag join ' ', %seen;
+    my $r;
+    ok(patiently(sub { ($r = ask($l, '/metrics', limit => 20))->{status} == 200 }, 40), '... it lives through forty connections');
+    answers($r, 200, '... and answers again') if $r;
+    ends($l, 'few processes');
+}
+
+none_left('no process is left of all this');
+done_testing;

@@ -1,0 +1,390 @@
+package Live;
+
+# What the tests with real iptables have in common. `use Live;` starts the test
+# again in a network namespace and a mount namespace of its own, with an empty
+# /run, so that no rule, lock or packet of theirs is seen by the machine or by
+# another test.
+#
+# What the test cannot do without is named with need(); what is missing is a
+# skip, and a failure where the environment says CI=true. What it can do without
+# is asked for with have().
+
+use strict;
+use warnings;
+use Cwd ();
+use Exporter 'import';
+use File::Copy ();
+use File::Temp ();
+use FindBin ();
+use IO::Select ();
+use IO::Socket::INET ();
+use IO::Socket::IP ();
+use POSIX ();
+use Socket;
+use Test::More;
+use Time::HiRes qw(sleep time);
+
+our @EXPORT = qw(
+    $DIR $NFPROM $SOURCE $FAMILIES have need give_up
+    run must start stop patiently slurp spew free_port wait_for_port
+    ipt ipt_ok restore saved saved_rules flush_all
+    send_udp send_tcp
+    one_shot http_get exposition series_of promtool_says
+);
+
+my $NAMESPACE = 'NFPROM_TEST_NAMESPACE';
+my $OWNER     = $$;
+my %running;
+
+our $SOURCE = Cwd::abs_path("$FindBin::Bin/..");
+our ($DIR, $NFPROM);
+
+# How each family is spoken to: its command, its l2proto, and addresses on lo
+# that play this machine and a peer.
+our $FAMILIES = {
+    4 => { command => 'iptables',  l2proto => 'ipv4', any => '0.0.0.0/0', bits => 32,
+           here => '203.0.113.140', peer => '198.51.100.7' },
+    6 => { command => 'ip6tables', l2proto => 'ipv6', any => '::/0',      bits => 128,
+           here => '2001:db8::140', peer => '2001:db8:1::7' },
+};
+
+# ---- getting there
+
+sub have {
+    my ($program) = @_;
+    return (grep { -x "$_/$program" } split(/:/, $ENV{PATH}))[0];
+}
+
+sub give_up {
+    my ($reason) = @_;
+    if (($ENV{CI} || '') eq 'true') {
+        fail("everything needed is there: $reason");
+        done_testing();
+        exit 1;
+    }
+    plan(skip_all => $reason);
+}
+
+sub need {
+    for my $program (@_) {
+        give_up("$program is not installed") unless have($program);
+    }
+    return;
+}
+
+# Runs when a test says `use Live`. The environment variable ends the recursion.
+sub enter {
+    $ENV{PATH} = "$ENV{PATH}:/usr/sbin:/sbin";
+    give_up('needs root') if $> != 0;
+    need(qw(unshare ip mount));
+    if (!$ENV{$NAMESPACE}) {
+        system('unshare', '-n', '-m', 'true') == 0 or give_up('no new namespaces here');
+        local $ENV{$NAMESPACE} = 1;
+        exec 'unshare', '-n', '-m', $^X, $0, @ARGV or die "unshare: $!";
+    }
+    delete $ENV{$NAMESPACE};
+    must('ip', 'link', 'set', 'lo', 'up');
+    for my $f (values %$FAMILIES) {
+        must('ip', 'address', 'add', "$f->{$_}/$f->{bits}", 'dev', 'lo', $f->{bits} == 128 ? 'nodad' : ())
+            for qw(here peer);
+    }
+    must(qw(mount -t tmpfs -o mode=755 none /run));
+    return;
+}
+
+BEGIN {
+    $SIG{PIPE} = 'IGNORE';
+    binmode Test::More->builder->$_, ':utf8' for qw(output failure_output todo_output);
+    enter();
+
+    # Where any user may read and run it.
+    $DIR = File::Temp::tempdir('nfprom-live-XXXXXX', TMPDIR => 1, CLEANUP => 1);
+    chmod 0755, $DIR;
+    my $binary = $ENV{NFPROM} || "$SOURCE/nfprom";
+    BAIL_OUT("$binary is not there; run make, or set NFPROM") unless -x $binary;
+    $NFPROM = "$DIR/nfprom";
+    File::Copy::copy($binary, $NFPROM) or die "$binary: $!";
+    chmod 0755, $NFPROM;
+
+    $SIG{ALRM} = sub { BAIL_OUT("$0 takes too long") };
+    alarm 300;
+}
+
+END {
+    if ($$ == $OWNER) {
+        local $?;
+        stop($_) for keys %running;
+    }
+}
+
+# ---- files and processes
+
+sub slurp {
+    my ($path) = @_;
+    open my $f, '<:raw', $path or return '';
+    local $/;
+    my $all = <$f>;
+    return defined $all ? $all : '';
+}
+
+sub spew {
+    my ($path, $bytes) = @_;
+    open my $f, '>:raw', $path or die "$path: $!";
+    print $f $bytes;
+    close $f or die "$path: $!";
+    return $path;
+}
+
+# Runs a command to its end: (status, standard output, standard error).
+sub run {
+    my ($input, @command) = @_;
+    my ($in, $out, $err) = map { File::Temp::tempfile(UNLINK => 1) } 1 .. 3;
+    print $in $input;
+    seek $in, 0, 0;
+    my $pid = fork;
+    if (!$pid) {
+        POSIX::dup2(fileno $in,  0);
+        POSIX::dup2(fileno $out, 1);
+        POSIX::dup2(fileno $err, 2);
+        exec { $command[0] } @command or POSIX::_exit(127);
+    }
+    waitpid $pid, 0;
+    my $status = $? & 127 ? 128 + ($? & 127) : $? >> 8;
+    my @said = map { seek $_, 0, 0; local $/; my $all = <$_>; defined $all ? $all : '' } $out, $err;
+    return ($status, @said);
+}
+
+sub must {
+    my @command = @_;
+    my ($status, $out, $err) = run('', @command);
+    die "@command: status $status: $err" if $status != 0;
+    return $out;
+}
+
+# Starts a server in a process group of its own, what it says in a file; its pid.
+sub start {
+    my ($log, @command) = @_;
+    my $pid = fork;
+    if (!$pid) {
+        setpgrp;
+        open STDIN,  '<', '/dev/null';
+        open STDOUT, '>>', $log;
+        open STDERR, '>&', \*STDOUT;
+        exec { $command[0] } @command or POSIX::_exit(127);
+    }
+    $running{$pid} = 1;
+    return $pid;
+}
+
+sub stop {
+    my ($pid) = @_;
+    delete $running{$pid} or return;
+    kill KILL => -$pid, $pid;
+    waitpid $pid, 0;
+    return;
+}
+
+# Waits until the block says yes; false after the limit (20 s).
+sub patiently(&;$) {
+    my ($true, $limit) = @_;
+    my $end = time + ($limit || 20);
+    while (time < $end) {
+        my $result = $true->();
+        return $result if $result;
+        sleep 0.02;
+    }
+    return;
+}
+
+sub free_port {
+    my $s = IO::Socket::INET->new(LocalAddr => '127.0.0.1', Listen => 1, ReuseAddr => 1) or die "listen: $!";
+    return $s->sockport;
+}
+
+# Looks in the kernel's table of listeners; a trial connection would start a process.
+sub wait_for_port {
+    my ($port) = @_;
+    my $hex = sprintf ':%04X [0:]+ 0A', $port;
+    return patiently { (slurp('/proc/net/tcp') . slurp('/proc/net/tcp6')) =~ $hex };
+}
+
+# ---- iptables
+
+# Options of iptables, for one family and variant; dies if it refuses.
+sub ipt {
+    my ($family, $variant, @options) = @_;
+    return must("$FAMILIES->{$family}{command}-$variant", @options);
+}
+
+# The same where a refusal is an answer.
+sub ipt_ok {
+    my ($family, $variant, @options) = @_;
+    my ($status) = run('', "$FAMILIES->{$family}{command}-$variant", @options);
+    return $status == 0;
+}
+
+sub restore {
+    my ($family, $variant, $ruleset) = @_;
+    my ($status, $out, $err) = run($ruleset, "$FAMILIES->{$family}{command}-$variant-restore", '-c');
+    die "restore: $err" if $status != 0;
+    return;
+}
+
+sub saved {
+    my ($family, $variant, $table) = @_;
+    return must("$FAMILIES->{$family}{command}-$variant-save", '-c', '-t', $table || 'filter');
+}
+
+# The rules of a chain as [packets, bytes, text]. Comments with newlines that
+# look like rules are not understood here; do not ask for them.
+sub saved_rules {
+    my ($family, $variant, $chain, $table) = @_;
+    return map { /^\[(\d+):(\d+)\] -A \Q$chain\E(?: (.*?))? *$/ ? [$1, $2, defined $3 ? $3 : ''] : () }
+        split /\n/, saved($family, $variant, $table);
+}
+
+sub flush_all {
+    for my $family (keys %$FAMILIES) {
+        for my $variant (qw(nft legacy)) {
+            # Only tables that exist: asking legacy for a table creates it.
+            my @tables = qw(filter mangle raw nat);
+            @tables = grep { my $t = $_; grep { $_ eq "$t\n" } names($family) } @tables if $variant eq 'legacy';
+            for my $table (@tables) {
+                ipt($family, $variant, '-t', $table, @$_) for ['-F'], ['-X'];
+            }
+        }
+    }
+    return;
+}
+
+sub names {
+    my ($family) = @_;
+    return slurp('/proc/net/' . ($family == 6 ? 'ip6' : 'ip') . '_tables_names') =~ /^(.*\n)/mg;
+}
+
+# ---- packets
+
+# Datagrams from one address and port to another; nobody has to listen.
+sub send_udp {
+    my ($from, $sport, $to, $dport, $count, $size) = @_;
+    my $s = IO::Socket::IP->new(Proto => 'udp', LocalHost => $from, LocalPort => $sport || 0,
+                                PeerHost => $to, PeerPort => $dport) or die "udp $from -> $to: $@";
+    send $s, 'x' x ($size || 100), 0 for 1 .. $count;    # an ICMP error of the one before is no matter
+    return;
+}
+
+# A connection that carries some bytes to a listener at $to and is closed.
+sub send_tcp {
+    my ($from, $to, $dport, $size) = @_;
+    my $listener = IO::Socket::IP->new(LocalHost => $to, LocalPort => $dport, Listen => 5, ReuseAddr => 1)
+        or die "listen on $to port $dport: $@";
+    my $client = IO::Socket::IP->new(LocalHost => $from, PeerHost => $to, PeerPort => $dport)
+        or die "connect $from -> $to port $dport: $@";
+    my $server = $listener->accept;
+    syswrite $client, 'x' x ($size || 1000);
+    close $client;
+    1 while sysread $server, my $bytes, 65536;
+    close $server;
+    return;
+}
+
+# ---- scraping
+
+# All that comes from the server until it closes, taken apart.
+sub answer {
+    my ($wire) = @_;
+    my ($head, $body) = split /\r\n\r\n/, $wire, 2;
+    my ($line, @headers) = split /\r\n/, defined $head ? $head : '';
+    my ($status) = ($line || '') =~ m{^HTTP/1\.1 (\d{3}) };
+    return {
+        wire => $wire, status => $status || 0, body => defined $body ? $body : '',
+        headers => { map { /^([^:]+): *(.*)$/ ? (lc $1 => $2) : () } @headers },
+    };
+}
+
+sub read_all {
+    my ($socket) = @_;
+    my ($wire, $end) = ('', time + 30);
+    my $select = IO::Select->new($socket);
+    while (time < $end && $select->can_read($end - time)) {
+        sysread($socket, my $bytes, 65536) or last;
+        $wire .= $bytes;
+    }
+    return $wire;
+}
+
+sub request {
+    my ($socket, $path) = @_;
+    syswrite $socket, 'GET ' . ($path || '/metrics') . " HTTP/1.1\r\nHost: test\r\n\r\n";
+    return answer(read_all($socket));
+}
+
+# Asks a server. Without a connection: status 0.
+sub http_get {
+    my ($address, $port, $path) = @_;
+    my $socket = IO::Socket::IP->new(PeerHost => $address, PeerPort => $port, Timeout => 10) or return answer('');
+    return request($socket, $path);
+}
+
+# Plays the super-server for one connection: the command is nfprom with flags, or
+# something in front of it. The answer has two more members, exit and said.
+sub one_shot {
+    my @command = @_;
+    my $log = "$DIR/said";
+    my $listener = IO::Socket::INET->new(LocalAddr => '127.0.0.1', Listen => 1) or die "listen: $!";
+    my $client = IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $listener->sockport) or die "connect: $!";
+    my $connection = $listener->accept;
+    my $pid = fork;
+    if (!$pid) {
+        open my $said, '>', $log;
+        POSIX::dup2(fileno $connection, 0);
+        POSIX::dup2(fileno $connection, 1);
+        POSIX::dup2(fileno $said,       2);
+        exec { $command[0] } @command or POSIX::_exit(127);
+    }
+    close $connection;
+    my $answer = request($client);
+    close $client;
+    waitpid $pid, 0;
+    return { %$answer, exit => $? >> 8, said => slurp($log) };
+}
+
+# ---- the exposition
+
+# {name}{"label=value,..." in the order of the names}: the value as printed.
+# Dies on what the format does not allow, and on a series that comes twice.
+sub exposition {
+    my ($text) = @_;
+    my %all;
+    die "no newline at the end\n" unless $text =~ /\n\z/;
+    for my $line (split /\n/, $text) {
+        next if $line =~ /^# (?:HELP|TYPE) [a-z_]+ \S/;
+        my ($name, $labels, $value) = $line =~ /^([a-zA-Z_]\w*)(?:\{((?:\w+="(?:[^"\\]|\\[\\"n])*",?)*)\})? (\S+)$/
+            or die "not a sample: $line\n";
+        my %label;
+        while (($labels || '') =~ /(\w+)="((?:[^"\\]|\\.)*)"/g) {
+            my ($key, $raw) = ($1, $2);
+            die "label $key twice: $line\n" if exists $label{$key};
+            $raw =~ s/\\(.)/$1 eq 'n' ? "\n" : $1/ge;
+            $label{$key} = $raw;
+        }
+        my $key = series_of(%label);
+        die "series twice: $line\n" if exists $all{$name}{$key};
+        $all{$name}{$key} = $value;
+    }
+    return \%all;
+}
+
+sub series_of {
+    my %label = @_;
+    return join ',', map { "$_=$label{$_}" } sort keys %label;
+}
+
+# What promtool complains of; '' is praise.
+sub promtool_says {
+    my ($text) = @_;
+    my ($status, $out, $err) = run($text, 'promtool', 'check', 'metrics');
+    return $status == 0 ? $out . $err : "status $status: $out$err";
+}
+
+1;
