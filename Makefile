@@ -45,14 +45,16 @@ lint:
 	clang-tidy --quiet --warnings-as-errors='*' nfprom.c parse.c -- $(STANDARD)
 	cppcheck --quiet --error-exitcode=1 --std=c11 --enable=warning,performance,portability --inline-suppr nfprom.c parse.c
 
+# The files name the default places; what is installed names the real ones.
+PLACE = sed -e 's|/usr/local/sbin/|$(SBINDIR)/|' -e 's|/usr/local/share/doc/nfprom/|$(DOCDIR)/|'
+
 install: nfprom
 	$(INSTALL) -d "$(DESTDIR)$(SBINDIR)" "$(DESTDIR)$(UNITDIR)" "$(DESTDIR)$(DOCDIR)" "$(DESTDIR)$(SYSCONFDIR)/default"
 	$(INSTALL) -m 755 nfprom "$(DESTDIR)$(SBINDIR)/nfprom"
-	$(INSTALL) -m 644 systemd/nfprom.socket "$(DESTDIR)$(UNITDIR)/nfprom.socket"
-	sed 's|/usr/local/sbin/|$(SBINDIR)/|' 'systemd/nfprom@.service' > "$(DESTDIR)$(UNITDIR)/nfprom@.service"
-	sed 's|/usr/local/sbin/|$(SBINDIR)/|' xinetd/nfprom > "$(DESTDIR)$(DOCDIR)/xinetd"
-	chmod 644 "$(DESTDIR)$(UNITDIR)/nfprom@.service" "$(DESTDIR)$(DOCDIR)/xinetd"
+	$(INSTALL) -m 644 systemd/nfprom.socket systemd/nfprom@.service "$(DESTDIR)$(UNITDIR)"
+	$(INSTALL) -m 644 xinetd/nfprom "$(DESTDIR)$(DOCDIR)/xinetd"
 	$(INSTALL) -m 644 README.md systemd/legacy.conf "$(DESTDIR)$(DOCDIR)"
+	$(PLACE) -i "$(DESTDIR)$(UNITDIR)/nfprom.socket" "$(DESTDIR)$(UNITDIR)/nfprom@.service" "$(DESTDIR)$(DOCDIR)/xinetd"
 	test -e "$(DESTDIR)$(SYSCONFDIR)/default/nfprom" || \
 		$(INSTALL) -m 644 systemd/nfprom.default "$(DESTDIR)$(SYSCONFDIR)/default/nfprom"
 

@@ -901,7 +901,7 @@ static int answer_metrics(const struct config *cfg, const struct request *req, b
         deadline = wanted < deadline ? wanted : deadline;
     }
     int status = scrape(cfg, families, deadline - (deadline - started) / SENDING_SHARE);
-    struct buffer body = {.max = RESPONSE_MAX};
+    static struct buffer body = {.max = RESPONSE_MAX}; /* static: the process ends with it */
     if (status == 200) {
         for (size_t i = 0; i < HEAD_ROOM; i++) put(&body, "", 1);
         put_exposition(&body, cfg, families);
@@ -948,7 +948,7 @@ static int serve(const struct config *cfg) {
 
 static int print_exposition(const struct config *cfg) {
     static struct family families[2];
-    struct buffer out = {.max = RESPONSE_MAX};
+    static struct buffer out = {.max = RESPONSE_MAX};
     if (scrape(cfg, families, now() + cfg->timeout) != 200) return 1;
     put_exposition(&out, cfg, families);
     errno = ENOMEM;

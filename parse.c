@@ -438,7 +438,7 @@ static enum item rule_line(struct ruleset *rs, struct text line, struct rule *ru
 
 /* One line; ITEM_MORE says that there is nothing in it for the caller. */
 static enum item take_line(struct ruleset *rs, struct text line, struct rule *rule) {
-    char first = line.len > 0 ? line.at[0] : '#';
+    const char first = *(line.len > 0 ? line.at : "#");
     if (first == '#') return comment_line(rs, line);
     if (rs->where == OUTSIDE) return first == '*' ? table_line(rs, line) : fail(rs, "unexpected line: ", line);
     if (text_is(line, "COMMIT")) {
