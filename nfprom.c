@@ -64,7 +64,7 @@ enum {
 };
 
 struct config {
-    const char *chains[CHAINS_MAX];
+    struct text chains[CHAINS_MAX];
     size_t nchains;
     const char *table, *namespace, *addr, *variant;
     bool ipv4, ipv6, print;
@@ -183,9 +183,9 @@ static bool add_chain(struct config *cfg, const char *name) {
     if (len == 0 || len > CHAIN_NAME_MAX || good < len || *name == '-' || *name == '!')
         return wrong("-chain '%s': a chain's name has 1 to %d bytes, no blanks, no - or ! first", name, CHAIN_NAME_MAX);
     for (size_t i = 0; i < cfg->nchains; i++)
-        if (strcmp(cfg->chains[i], name) == 0) return wrong("-chain %s: named twice", name);
+        if (text_is(cfg->chains[i], name)) return wrong("-chain %s: named twice", name);
     if (cfg->nchains == CHAINS_MAX) return wrong("-chain %s: more than %d chains", name, CHAINS_MAX);
-    cfg->chains[cfg->nchains++] = name;
+    cfg->chains[cfg->nchains++] = (struct text){name, len};
     return true;
 }
 
@@ -213,9 +213,7 @@ static bool set_value(struct config *cfg, const char *flag, const char *value) {
         if (strcmp(flag, "timeout") == 0) return set_timeout(cfg, value);
         cfg->table = value;
         return one_of(value, tables) || wrong("-table %s: must be filter, mangle, raw, nat or security", value);
-    case 'v':
-        cfg->variant = value;
-        return one_of(value, variants) || wrong("-variant %s: must be nft or legacy", value);
+    case 'v': cfg->variant = value; return one_of(value, variants) || wrong("-variant %s: must be nft or legacy", value);
     default:
         cfg->addr = value;
         return port_colon(value) || wrong("-addr %s: must be name:port, ipv4:port, [ipv6]:port or :port", value);
@@ -246,7 +244,7 @@ static bool parse_flag(struct config *cfg, char **argv, int *i) {
 static void parse_flags(struct config *cfg, int argc, char **argv) {
     for (int i = 1; i < argc; i++)
         if (!parse_flag(cfg, argv, &i)) return;
-    if (cfg->nchains == 0) cfg->chains[cfg->nchains++] = "prometheus";
+    if (cfg->nchains == 0) cfg->chains[cfg->nchains++] = (struct text)TEXT("prometheus");
     if (!cfg->ipv4 && !cfg->ipv6) wrong("-ipv4=false without -ipv6: no family to read");
     if (cfg->addr && cfg->print) wrong("-addr and -print: one or the other");
 }
@@ -261,22 +259,24 @@ struct buffer {
     bool failed;
 };
 
-static void put(struct buffer *b, const char *at, size_t n) {
+static void grow(struct buffer *b, size_t n) {
     size_t size = b->size ? b->size : 4096;
     while (size - b->len < n && size <= b->max) size *= 2;
-    if (size > b->size && !b->failed) {
-        char *data = size <= b->max ? realloc(b->data, size) : NULL;
-        b->failed = !data;
-        b->data = data ? data : b->data;
-        b->size = data ? size : b->size;
-    }
-    if (b->size - b->len < n) b->failed = true;
+    char *data = size <= b->max && size > b->size ? realloc(b->data, size) : NULL;
+    b->failed = !data;
+    b->data = data ? data : b->data;
+    b->size = data ? size : b->size;
+}
+
+static inline void put(struct buffer *b, const char *at, size_t n) {
+    if (n > b->size - b->len && !b->failed) grow(b, n);
     if (b->failed || n == 0) return;
     memcpy(b->data + b->len, at, n);
     b->len += n;
 }
 
-static void puts_to(struct buffer *b, const char *s) { put(b, s, strlen(s)); }
+/* Inline: the length of a literal is known where it is compiled. */
+static inline void puts_to(struct buffer *b, const char *s) { put(b, s, strlen(s)); }
 
 /* For what is short and rare. */
 static void putf(struct buffer *b, const char *format, ...) {
@@ -312,9 +312,9 @@ static void put_escaped(struct buffer *b, struct text value) {
     const char *run = value.at, *p = run, *end = p + value.len;
     while (p < end) {
         unsigned char c = (unsigned char)*p;
-        size_t n = c == '"' || c == '\\' || c == '\n' || c == '\0'
-                       ? 0
-                       : utf8_length((const unsigned char *)p, (size_t)(end - p));
+        size_t n = c >= ' ' && c < 0x7f && c != '"' && c != '\\' ? 1 : 0;
+        if (n == 0 && c != '"' && c != '\\' && c != '\n' && c != '\0')
+            n = utf8_length((const unsigned char *)p, (size_t)(end - p));
         p += n;
         if (n > 0) continue;
         put(b, run, (size_t)(p - run));
@@ -404,13 +404,12 @@ static uint32_t count_copy(struct family *f, struct series *s) {
 /* chain="NAME", where there are several. */
 static void put_chain(struct buffer *b, const struct config *cfg, size_t chain) {
     if (cfg->nchains > 1) {
-        put_label(b, "chain", "", (struct text){cfg->chains[chain], strlen(cfg->chains[chain])});
+        put_label(b, "chain", "", cfg->chains[chain]);
         put(b, ",", 1);
     }
 }
 
-static void put_seed_labels(struct buffer *b, const struct config *cfg, const struct family *f,
-                            const struct rule *rule) {
+static void put_seed_labels(struct buffer *b, const struct config *cfg, const struct family *f, const struct rule *rule) {
     static const char *const directions[] = {[DIRECTION_NONE] = "", [DIRECTION_IN] = "in", [DIRECTION_OUT] = "out"};
     const struct value *protocol = &rule->protocol;
     put_label(b, "address", rule->address.negated ? "!" : "", rule->address.text);
@@ -421,7 +420,7 @@ static void put_seed_labels(struct buffer *b, const struct config *cfg, const st
     puts_to(b, "\",l2proto=\"");
     puts_to(b, f->l2proto);
     put_label(b, "\",l3proto", protocol->negated ? "!" : "",
-              protocol->text.len ? protocol->text : (struct text){"all", 3});
+              protocol->text.len ? protocol->text : (struct text)TEXT("all"));
     put_label(b, ",port", rule->port.negated ? "!" : "", rule->port.text);
 }
 
@@ -435,7 +434,7 @@ static void put_rule_labels(struct buffer *b, const struct config *cfg, const st
     put_escaped(b, rule->match);
     s->key_len = (uint32_t)(b->len - s->labels);
     if (rule->match.len > 0 && rule->target.len > 0) put(b, " ", 1);
-    put_escaped(b, rule->match.len + rule->target.len > 0 ? rule->target : (struct text){"*", 1});
+    put_escaped(b, rule->match.len + rule->target.len > 0 ? rule->target : (struct text)TEXT("*"));
     put(b, "\"", 1);
 }
 
@@ -467,7 +466,7 @@ static bool add_rule(const struct config *cfg, struct family *f, const struct ru
             put_rule_labels(text, cfg, f, rule, &s);
         }
         put_label(text, ",comment", "", rule->comment);
-        put_label(text, ",dup", dup, (struct text){"", 0});
+        put_label(text, ",dup", dup, (struct text)TEXT(""));
         s.len = (uint32_t)(text->len - s.labels);
         ++*(copy > 1 ? &tally->duplicate : &tally->other);
     }
@@ -519,8 +518,7 @@ static _Noreturn void collect(const char *command, pid_t parent, int out, int er
     signal(SIGPIPE, SIG_DFL);
     signal(SIGTERM, end_group);
     prctl(PR_SET_PDEATHSIG, SIGTERM); /* nfprom killed: nothing may be left behind */
-    if (getppid() != parent || dup2(err, STDIN_FILENO) < 0 || dup2(out, STDOUT_FILENO) < 0 ||
-        dup2(err, STDERR_FILENO) < 0)
+    if (getppid() != parent || dup2(err, STDIN_FILENO) < 0 || dup2(out, STDOUT_FILENO) < 0 || dup2(err, STDERR_FILENO) < 0)
         _exit(126);
     FILE *pipe = popen(command, "we");
     int status = pipe ? pclose(pipe) : -1;
@@ -583,8 +581,7 @@ static enum item take_items(const struct config *cfg, struct ruleset *rs, struct
 }
 
 /* Reads the run to its end, to an error, or to the deadline. */
-static enum item read_run(const struct config *cfg, struct run *run, struct ruleset *rs, struct family *f,
-                          usec deadline) {
+static enum item read_run(const struct config *cfg, struct run *run, struct ruleset *rs, struct family *f, usec deadline) {
     enum item item = ITEM_MORE;
     struct pollfd fds[2] = {{.fd = run->out, .events = POLLIN}, {.fd = run->err, .events = POLLIN}};
     for (long long total = 0; fds[0].fd >= 0 || fds[1].fd >= 0;) {
@@ -643,11 +640,11 @@ static void explain(const struct config *cfg, struct family *f, const char *comm
         putf(&reason, "gave no counters: %s", rs->error);
     if (*said) putf(&reason, "; it said: %s", said);
     if (run->timed_out) return;
-    if (run->status == 0 && rs->missing) {
+    if (run->status == 0 && rs->missing.len > 0) {
         const char *dash = cfg->variant ? "-" : "", *variant = cfg->variant ? cfg->variant : "";
-        putf(&reason,
-             "; make the chain with `%s%s%s -t %s -N %s` and send packets there: `%s%s%s -t %s -I INPUT -j %s`", tables,
-             dash, variant, cfg->table, rs->missing, tables, dash, variant, cfg->table, rs->missing);
+        putf(&reason, "; make the chain with `%s%s%s -t %s -N %s` and send packets there: `%s%s%s -t %s -I %s -j %s`",
+             tables, dash, variant, cfg->table, rs->missing.at, tables, dash, variant, cfg->table,
+             strcmp(cfg->table, "raw") == 0 ? "PREROUTING" : "INPUT", rs->missing.at);
         if (strstr(said, "legacy tables present"))
             puts_to(&reason, "; the legacy backend has rules too: if the chain is among them, use -variant legacy");
     } else if (sudo) {
@@ -693,15 +690,15 @@ static void read_family(const struct config *cfg, struct family *f, usec deadlin
     int lock = open(file, O_RDONLY | O_CREAT | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0600);
     bool locked = lock >= 0 && flock(lock, LOCK_SH | LOCK_NB) == 0;
     f->success = run_once(cfg, f, &rs, deadline);
-    if (f->success && lock >= 0 && !locked && !rs.nft) {
+    if (lock >= 0 && !locked && rs.opened && !rs.nft && !f->timed_out) {
         while (!locked && now() < deadline) { /* flock(2) knows no timeout */
             locked = flock(lock, LOCK_SH | LOCK_NB) == 0;
             if (!locked) poll(NULL, 0, 2);
         }
         f->success = locked && run_once(cfg, f, &rs, deadline);
         if (!locked)
-            snprintf(f->reason, sizeof f->reason,
-                     "another process holds the lock of the legacy tables, %s, all the time", file);
+            snprintf(f->reason, sizeof f->reason, "another process holds the lock of the legacy tables, %s, all the time",
+                     file);
     }
     if (lock >= 0) close(lock);
     if (!f->success) forget(f);
@@ -710,8 +707,7 @@ static void read_family(const struct config *cfg, struct family *f, usec deadlin
 
 /* ---- the exposition ------------------------------------------------------------------------------------- */
 
-static void put_head(struct buffer *out, const struct config *cfg, const char *name, const char *type,
-                     const char *help) {
+static void put_head(struct buffer *out, const struct config *cfg, const char *name, const char *type, const char *help) {
     putf(out, "# HELP %s_%s %s\n# TYPE %s_%s %s\n", cfg->namespace, name, help, cfg->namespace, name, type);
 }
 
@@ -856,11 +852,10 @@ static void answer(const struct status *status, const char *type, const struct b
     struct tm tm;
     size_t body_len = body->len - HEAD_ROOM;
     strftime(date, sizeof date, "%a, %d %b %Y %H:%M:%S GMT", gmtime_r(&t, &tm));
-    int n =
-        snprintf(head, sizeof head,
-                 "HTTP/1.1 %d %s\r\nDate: %s\r\n%sContent-Type: %s; charset=utf-8\r\nContent-Length: %zu\r\n"
-                 "Connection: close\r\n\r\n",
-                 status->code, status->phrase, date, status->code == 405 ? "Allow: GET, HEAD\r\n" : "", type, body_len);
+    int n = snprintf(head, sizeof head,
+                     "HTTP/1.1 %d %s\r\nDate: %s\r\n%sContent-Type: %s; charset=utf-8\r\nContent-Length: %zu\r\n"
+                     "Connection: close\r\n\r\n",
+                     status->code, status->phrase, date, status->code == 405 ? "Allow: GET, HEAD\r\n" : "", type, body_len);
     memcpy(body->data + HEAD_ROOM - n, head, (size_t)n);
     if (send_all(body->data + HEAD_ROOM - n, (size_t)n + (head_only ? 0 : body_len), deadline)) drain(deadline);
 }

@@ -9,7 +9,7 @@
 #define DIGITS "0123456789"
 #define LETTERS "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
-bool text_is(struct text t, const char *s) { return t.len == strlen(s) && memcmp(t.at, s, t.len) == 0; }
+static bool same(struct text a, struct text b) { return a.len == b.len && memcmp(a.at, b.at, a.len) == 0; }
 
 static bool is_digit(char c) { return c >= '0' && c <= '9'; }
 
@@ -17,8 +17,8 @@ static struct text between(const char *from, const char *to) { return (struct te
 
 /* ---- the request ---------------------------------------------------------------------------------------- */
 
-static const char token_chars[] = "!#$%&'*+-.^_`|~" DIGITS LETTERS;    /* RFC 9110 section 5.6.2 */
-static const char host_chars[] = "!$&'()*+,;=:[]%-._~" DIGITS LETTERS; /* RFC 3986 sections 3.2.2, 3.2.3 */
+static const char token_chars[] = "!#$%&'*+-.^_`|~" DIGITS LETTERS;                     /* RFC 9110 section 5.6.2 */
+static const char host_chars[] = "!$&'()*+,;=:[]%-._~" DIGITS LETTERS;                  /* RFC 3986 sections 3.2.2, 3.2.3 */
 static const char target_chars[] = "/?#@\"<>\\^`{|}!$&'()*+,;=:[]%-._~" DIGITS LETTERS; /* all that is visible */
 
 static bool consists_of(struct text t, const char *set) {
@@ -60,8 +60,7 @@ static int parse_request_line(struct text line, struct request *req, bool *needs
     struct text target = between(sp1 + 1, sp2), version = between(sp2 + 1, end);
     req->method = between(line.at, sp1);
     if (!consists_of(req->method, token_chars) || !consists_of(target, target_chars) || version.len != 8 ||
-        memcmp(version.at, "HTTP/", 5) != 0 || !is_digit(version.at[5]) || version.at[6] != '.' ||
-        !is_digit(version.at[7]))
+        memcmp(version.at, "HTTP/", 5) != 0 || !is_digit(version.at[5]) || version.at[6] != '.' || !is_digit(version.at[7]))
         return 400;
     *needs_host = version.at[7] != '0';
     return version.at[5] != '1' ? 505 : find_path(target, req) ? 200 : 400;
@@ -134,31 +133,31 @@ struct words {
 
 enum word { WORD, WORD_LINE_END, WORD_NO_MORE, WORD_BAD };
 
-static bool one_of(struct text word, const char *const *names) {
-    while (*names && !text_is(word, *names)) names++;
-    return *names != NULL;
+static bool one_of(struct text word, const struct text *names) {
+    while (names->len > 0 && !same(word, *names)) names++;
+    return names->len > 0;
 }
 
-static const char *const raw_options[] = {"-i",
-                                          "-o",
-                                          "-j",
-                                          "-g",
-                                          "--match-set",
-                                          "--name",
-                                          "--hashlimit-name",
-                                          "--physdev-in",
-                                          "--physdev-out",
-                                          "--add-set",
-                                          "--del-set",
-                                          "--map-set",
-                                          "--rateest",
-                                          "--rateest1",
-                                          "--rateest2",
-                                          "--rateest-name",
-                                          NULL};
-static const char *const string_options[] = {"--comment",     "--log-prefix",     "--nflog-prefix",
-                                             "--ulog-prefix", "--helper",         "--string",
-                                             "--selctx",      "--led-trigger-id", NULL};
+static const struct text raw_options[] = {TEXT("-i"),
+                                          TEXT("-o"),
+                                          TEXT("-j"),
+                                          TEXT("-g"),
+                                          TEXT("--match-set"),
+                                          TEXT("--name"),
+                                          TEXT("--hashlimit-name"),
+                                          TEXT("--physdev-in"),
+                                          TEXT("--physdev-out"),
+                                          TEXT("--add-set"),
+                                          TEXT("--del-set"),
+                                          TEXT("--map-set"),
+                                          TEXT("--rateest"),
+                                          TEXT("--rateest1"),
+                                          TEXT("--rateest2"),
+                                          TEXT("--rateest-name"),
+                                          {NULL, 0}};
+static const struct text string_options[] = {TEXT("--comment"),     TEXT("--log-prefix"),     TEXT("--nflog-prefix"),
+                                             TEXT("--ulog-prefix"), TEXT("--helper"),         TEXT("--string"),
+                                             TEXT("--selctx"),      TEXT("--led-trigger-id"), {NULL, 0}};
 
 /* The end of the raw word at p: before a blank and "-x", "--x" or "! -". */
 static const char *raw_end(const char *p, const char *end) {
@@ -191,9 +190,7 @@ static enum word next_word(struct words *w, struct text *word) {
     *word = between(p, to);
     w->at = to;
     bool option = w->next == OPTION && *p == '-';
-    w->next = option && one_of(*word, raw_options)      ? RAW_VALUE
-              : option && one_of(*word, string_options) ? VALUE
-                                                        : OPTION;
+    w->next = option && one_of(*word, raw_options) ? RAW_VALUE : option && one_of(*word, string_options) ? VALUE : OPTION;
     return WORD;
 }
 
@@ -250,27 +247,29 @@ static long line_length(const char *p, const char *end) {
 
 /* Matches that only load: what they match is said by their own options, or by -p alone. (`-m socket`, IPv6's `-m ah` and
  * others are conditions even without an option.) */
-static const char *const loaders[] = {"tcp",       "udp",  "udplite", "sctp", "dccp",
-                                      "multiport", "icmp", "icmp6",   "esp",  NULL};
+static const struct text loaders[] = {TEXT("tcp"),       TEXT("udp"),  TEXT("udplite"), TEXT("sctp"), TEXT("dccp"),
+                                      TEXT("multiport"), TEXT("icmp"), TEXT("icmp6"),   TEXT("esp"),  {NULL, 0}};
 
 /* Targets after which a packet does not come to the next rule of the chain; -g leaves it too. A jump to a user's chain may
  * return, and what is not listed (LOG, MARK, CT, ...) continues. */
-static const char *const terminal_targets[] = {"ACCEPT",  "DROP",   "REJECT",   "RETURN",     "QUEUE",
-                                               "NFQUEUE", "SNAT",   "DNAT",     "MASQUERADE", "REDIRECT",
-                                               "NETMAP",  "TPROXY", "SYNPROXY", "TARPIT",     NULL};
+static const struct text terminal_targets[] = {TEXT("ACCEPT"),     TEXT("DROP"),     TEXT("REJECT"), TEXT("RETURN"),
+                                               TEXT("QUEUE"),      TEXT("NFQUEUE"),  TEXT("SNAT"),   TEXT("DNAT"),
+                                               TEXT("MASQUERADE"), TEXT("REDIRECT"), TEXT("NETMAP"), TEXT("TPROXY"),
+                                               TEXT("SYNPROXY"),   TEXT("TARPIT"),   {NULL, 0}};
 
 /* The options that the five labels can say. */
 static const struct side {
-    const char *name;
+    struct text name;
     enum direction direction;
     bool port;
-} sides[] = {{"-p", DIRECTION_NONE, false},    {"-s", DIRECTION_OUT, false},      {"-d", DIRECTION_IN, false},
-             {"--sport", DIRECTION_OUT, true}, {"--sports", DIRECTION_OUT, true}, {"--dport", DIRECTION_IN, true},
-             {"--dports", DIRECTION_IN, true}};
+} sides[] = {{TEXT("-p"), DIRECTION_NONE, false},     {TEXT("-s"), DIRECTION_OUT, false},
+             {TEXT("-d"), DIRECTION_IN, false},       {TEXT("--sport"), DIRECTION_OUT, true},
+             {TEXT("--sports"), DIRECTION_OUT, true}, {TEXT("--dport"), DIRECTION_IN, true},
+             {TEXT("--dports"), DIRECTION_IN, true}};
 
 static const struct side *find_side(struct text option) {
     for (size_t i = 0; i < sizeof sides / sizeof *sides; i++)
-        if (text_is(option, sides[i].name)) return &sides[i];
+        if (same(option, sides[i].name)) return &sides[i];
     return NULL;
 }
 
@@ -278,8 +277,7 @@ static const struct side *find_side(struct text option) {
 static bool take_option(struct rule *rule, const struct side *side, struct value value) {
     bool is_protocol = side->direction == DIRECTION_NONE;
     struct value *field = is_protocol ? &rule->protocol : side->port ? &rule->port : &rule->address;
-    if (field->text.len > 0 ||
-        (!is_protocol && rule->direction != DIRECTION_NONE && rule->direction != side->direction))
+    if (field->text.len > 0 || (!is_protocol && rule->direction != DIRECTION_NONE && rule->direction != side->direction))
         return false;
     *field = value;
     if (!is_protocol) rule->direction = side->direction;
@@ -344,18 +342,17 @@ static void parse_rule(struct ruleset *rs, char *start, const char *line_end, st
         negated = bang;
     }
     if (rule->target.len == 0) rule->match = between(start, end);
-    rule->expressible =
-        says_all && !negated && rule->address.text.len + rule->port.text.len + rule->protocol.text.len > 0;
+    rule->expressible = says_all && !negated && rule->address.text.len + rule->port.text.len + rule->protocol.text.len > 0;
 }
 
 /* ---- the ruleset ---------------------------------------------------------------------------------------- */
 
-void ruleset_begin(struct ruleset *rs, const char *table, const char *const *chains, size_t nchains) {
+void ruleset_begin(struct ruleset *rs, const char *table, const struct text *chains, size_t nchains) {
     rs->table = table;
     rs->chains = chains;
     rs->nchains = nchains;
     rs->nft = rs->opened = rs->committed = rs->ended = false;
-    rs->missing = NULL;
+    rs->missing.len = 0;
     rs->where = OUTSIDE;
     rs->error[0] = rs->remark[0] = '\0';
     rs->start = rs->len = 0;
@@ -383,7 +380,7 @@ static enum item fail(struct ruleset *rs, const char *what, struct text line) {
 /* The index of a chain asked for, or nchains. */
 static size_t find_chain(const struct ruleset *rs, struct text name) {
     size_t i = 0;
-    while (i < rs->nchains && !text_is(name, rs->chains[i])) i++;
+    while (i < rs->nchains && !same(name, rs->chains[i])) i++;
     return i;
 }
 
@@ -456,9 +453,9 @@ static enum item finish(struct ruleset *rs) {
     struct text nothing = {"", 0};
     if (!rs->opened) return fail(rs, rs->remark[0] != '\0' ? rs->remark : "the table was not printed", nothing);
     if (!rs->committed || rs->where != OUTSIDE) return fail(rs, "the output ends before COMMIT", nothing);
-    for (size_t i = 0; i < rs->nchains && !rs->missing; i++)
+    for (size_t i = 0; i < rs->nchains && rs->missing.len == 0; i++)
         if (!rs->found[i]) rs->missing = rs->chains[i];
-    return rs->missing ? fail(rs, "no chain ", (struct text){rs->missing, strlen(rs->missing)}) : ITEM_END;
+    return rs->missing.len > 0 ? fail(rs, "no chain ", rs->missing) : ITEM_END;
 }
 
 enum item ruleset_next(struct ruleset *rs, struct rule *rule) {

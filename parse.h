@@ -8,6 +8,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 /* A run of bytes inside a buffer of somebody else's: not terminated, never to be freed. */
 struct text {
@@ -15,8 +16,12 @@ struct text {
     size_t len;
 };
 
-/* Whether t holds exactly the bytes of the string s. */
-bool text_is(struct text t, const char *s);
+/* The text of a string literal. */
+#define TEXT(literal)                                                                                                      \
+    { (literal), sizeof(literal) - 1 }
+
+/* Whether t holds exactly the bytes of the string s. (Inline: the length of a literal is known where it is compiled.) */
+static inline bool text_is(struct text t, const char *s) { return t.len == strlen(s) && memcmp(t.at, s, t.len) == 0; }
 
 /* ---- the request ------------------------------------------------------------------------------------------- */
 
@@ -81,10 +86,10 @@ enum item {
 /* The reader of one run of iptables-save. Bounded in size whatever the output holds; no pointers to be freed. */
 struct ruleset {
     const char *table; /* of the caller, as are the chains; both must outlive the reader */
-    const char *const *chains;
+    const struct text *chains;
     size_t nchains;
     bool nft;            /* the header named the nf_tables backend */
-    const char *missing; /* after ITEM_ERROR: the chain that was not found, else NULL */
+    struct text missing; /* after ITEM_ERROR: the chain that was not found, else len 0 */
     char error[256];     /* after ITEM_ERROR: one line, may quote bytes of the output */
     char remark[160];    /* the last comment line before the table that is not the header */
     /* the rest is the reader's own */
@@ -97,7 +102,7 @@ struct ruleset {
 };
 
 /* Makes *rs ready to read `table` and to report `chains` (1 to CHAINS_MAX names). */
-void ruleset_begin(struct ruleset *rs, const char *table, const char *const *chains, size_t nchains);
+void ruleset_begin(struct ruleset *rs, const char *table, const struct text *chains, size_t nchains);
 
 /* Where to put the next bytes of output, and in *room how many fit (READ_SIZE at least after ITEM_MORE). */
 char *ruleset_room(struct ruleset *rs, size_t *room);

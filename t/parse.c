@@ -146,7 +146,7 @@ static const struct {
 };
 
 static struct ruleset rs;
-static const char *const chains[] = {"prometheus", "a\"]b"};
+static const struct text chains[] = {TEXT("prometheus"), TEXT("a\"]b")};
 
 /* Everything that is read of output, given in pieces of at most `step` bytes, as one string. */
 static void read_all(const char *output, size_t len, size_t step, char *got, size_t size) {
@@ -251,7 +251,7 @@ int main(void) {
     ok(strncmp(got, "a line without end: [1:2]", 25) == 0, "a line without end is an error, not memory", got, "a line without end");
     read_all(HEAD "COMMIT\n", strlen(HEAD "COMMIT\n"), 4096, got, sizeof got);
     is(rs.nft ? "nft" : "legacy", "nft", "the header names the backend");
-    is(rs.missing ? rs.missing : "", "prometheus", "a missing chain is named");
+    is(rs.missing.len ? rs.missing.at : "", "prometheus", "a missing chain is named");
     printf("1..%d\n", tests);
     return failures != 0;
 }
