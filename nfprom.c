@@ -271,8 +271,10 @@ static void grow(struct buffer *b, size_t n) {
 static inline void put(struct buffer *b, const char *at, size_t n) {
     if (n > b->size - b->len && !b->failed) grow(b, n);
     if (b->failed || n == 0) return;
-    memcpy(b->data + b->len, at, n);
+    char *to = b->data + b->len;
     b->len += n;
+    for (; n >= 8; n -= 8, to += 8, at += 8) memcpy(to, at, 8); /* most is short, and the start of some memcpys is slow */
+    while (n-- > 0) *to++ = *at++;
 }
 
 /* Inline: the length of a literal is known where it is compiled. */
@@ -367,10 +369,13 @@ static size_t count_series(const struct family *f) { return f->series.len / size
 
 /* The place in the index of the series with this key, or the free one where it belongs. */
 static uint32_t *find_slot(const struct family *f, const char *key, size_t len) {
-    uint64_t h = len, word;
-    for (size_t i = 0; i < len; i += sizeof word) {
-        word = 0;
-        memcpy(&word, key + i, len - i < sizeof word ? len - i : sizeof word);
+    uint64_t h = len;
+    for (size_t i = 0; i < len; i += sizeof h) {
+        uint64_t word = 0;
+        if (len - i >= sizeof word)
+            memcpy(&word, key + i, sizeof word);
+        else
+            for (size_t k = i; k < len; k++) word = word << 8 | (unsigned char)key[k];
         h = (h ^ word) * 0x9e3779b97f4a7c15u;
         h ^= h >> 32;
     }

@@ -301,7 +301,7 @@ static void take_comment(struct ruleset *rs, struct rule *rule, struct text word
  * comments and double blanks leave, and never grows over what has not been read. Returns the word where it now is. */
 static struct text keep(const char *start, char **end, struct text word) {
     if (*end > start) *(*end)++ = ' ';
-    memmove(*end, word.at, word.len);
+    if (*end != word.at) memmove(*end, word.at, word.len);
     *end += word.len;
     return (struct text){*end - word.len, word.len};
 }
@@ -321,6 +321,7 @@ static void parse_target(struct words *w, char *start, char *end, struct text ju
 
 /* Reads the words of a rule, from behind the chain's name to the end of its line. They are rewritten in place. */
 static void parse_rule(struct ruleset *rs, char *start, const char *line_end, struct rule *rule) {
+    start += start < line_end; /* the blank */
     struct words w = {start, line_end, OPTION};
     struct text word, value;
     char *end = start;
