@@ -14,6 +14,15 @@ XINETDDIR ?= $(SYSCONFDIR)/xinetd.d
 INSTALL ?= install
 CFLAGS ?= -O2 -g
 
+# A static binary starts sooner, and musl's much sooner than glibc's: where musl-gcc is installed, it is the compiler, unless CC
+# is set or the sanitizers, which it does not have, are wanted.
+ifeq ($(origin CC)$(SAN),default)
+ifneq ($(shell command -v musl-gcc),)
+CC = musl-gcc
+LDFLAGS ?= -static
+endif
+endif
+
 # make run
 ADDR ?= 127.0.0.1
 PORT ?= 9914

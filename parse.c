@@ -82,9 +82,10 @@ static bool parse_header(struct text line, struct request *req, unsigned *hosts)
     static const char timeout[] = "X-Prometheus-Scrape-Timeout-Seconds";
     if (name.len == sizeof timeout - 1 && strncasecmp(name.at, timeout, name.len) == 0 && value.len > 0 &&
         consists_of(value, "." DIGITS)) {
-        double seconds = strtod(value.at, NULL); /* it stops at the line end */
+        char *stop;
+        double seconds = strtod(value.at, &stop); /* it stops at the line end */
         long ms = seconds < 86400 ? (long)(seconds * 1000) : 86400000;
-        if (req->scrape_timeout_ms < 0 || ms < req->scrape_timeout_ms) req->scrape_timeout_ms = ms;
+        if (stop == end && (req->scrape_timeout_ms < 0 || ms < req->scrape_timeout_ms)) req->scrape_timeout_ms = ms;
     }
     return true;
 }

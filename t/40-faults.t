@@ -146,19 +146,23 @@ for (
     none_left('... and leaves no process');
     fake6();
 }
-{
+for (
     # the super-server, or the OOM killer, ends nfprom itself
+    ['as usual',                 sub { }],
+    ['born with SIGTERM ignored', sub { $SIG{TERM} = 'IGNORE' }],
+    ['born with SIGTERM blocked', sub { POSIX::sigprocmask(POSIX::SIG_BLOCK(), POSIX::SigSet->new(POSIX::SIGTERM())) }],
+) {
+    my ($how, $setup) = @$_;
     fake(run => "(trap '' TERM HUP; sleep 86399) &\nsleep 86399");
-    my $r = serve(get('/metrics'), flags => ['-timeout', '50s'], limit => 40, started => sub {
+    my $r = serve(get('/metrics'), setup => $setup, flags => ['-timeout', '50s'], limit => 40, started => sub {
         my ($pid) = @_;
-        my $killer = fork;
-        return if $killer;
-        NF::patiently(sub { grep { slurp("/proc/$_/cmdline") =~ /86399/ } left_over() }, 20);
+        return if fork;
+        patiently(sub { grep { slurp("/proc/$_/cmdline") =~ /86399/ } left_over() }, 20);
         kill KILL => $pid;
         POSIX::_exit(0);
     });
     wait;
-    is($r->{exit}, 'signal 9', 'killed in the middle of a scrape');
+    is($r->{exit}, 'signal 9', "killed in the middle of a scrape, $how");
     none_left('... nfprom leaves no process');
 }
 
@@ -305,7 +309,7 @@ for (
     my $r = serve(get('/metrics'), setup => $setup);
     answers($r, 200, "born with $what: the scrape works");
     next if $what =~ /umask|session|already/;
-    fake(out => '', status => 3, err => "boom\n");
+    fake(out => $GOOD, status => 3, err => "boom\n");
     answers(serve(get('/metrics'), setup => $setup), 503, "... $what: a failure is one");
     fake(sleep => 86399);
     answers(serve(get('/metrics'), setup => $setup, flags => ['-timeout', '1s'], limit => 40), 504, "... $what: a hang is one");

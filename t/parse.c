@@ -39,6 +39,7 @@ static const struct {
     {"a timeout beyond all bounds", "GET / HTTP/1.0\r\nX-Prometheus-Scrape-Timeout-Seconds: 99999999999999999999\r\n\r\n",
      "200 GET / 86400000"},
     {"a timeout that is no number", "GET / HTTP/1.0\r\nX-Prometheus-Scrape-Timeout-Seconds: -1e3\r\n\r\n", "200 GET / -1"},
+    {"a timeout that begins like one", "GET / HTTP/1.0\r\nX-Prometheus-Scrape-Timeout-Seconds: 1.2.3\r\n\r\n", "200 GET / -1"},
     {"bytes behind the empty line", "GET / HTTP/1.0\r\n\r\nGET / HTTP/9.9\r\n\r\n", "200 GET / -1"},
     {"not complete: nothing", "", "0"},
     {"not complete: half a line", "GET /met", "0"},
