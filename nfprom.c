@@ -797,8 +797,7 @@ static int scrape(const struct config *cfg, struct family *families, usec deadli
 /* ---- HTTP ----------------------------------------------------------------------------------------------- */
 
 static const char landing_page[] =
-    "<!DOCTYPE html>\n<html lang=\"en\"><head><meta "
-    "charset=\"utf-8\"><title>nfprom</title></head>\n<body><h1>nfprom</h1>\n"
+    "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>nfprom</title></head>\n<body><h1>nfprom</h1>\n"
     "<p>The packet and byte counters of an iptables chain, for Prometheus.</p>\n<ul>\n"
     "<li><a href=\"/metrics\">/metrics</a>: the counters, as Prometheus reads them</li>\n"
     "<li><a href=\"/-/healthy\">/-/healthy</a>: whether nfprom is started at all</li>\n</ul>\n"
@@ -903,7 +902,8 @@ static int answer_metrics(const struct config *cfg, const struct request *req, b
     int status = scrape(cfg, families, deadline - (deadline - started) / SENDING_SHARE);
     static struct buffer body = {.max = RESPONSE_MAX}; /* static: the process ends with it */
     if (status == 200) {
-        for (size_t i = 0; i < HEAD_ROOM; i++) put(&body, "", 1);
+        static const char room[HEAD_ROOM];
+        put(&body, room, sizeof room);
         put_exposition(&body, cfg, families);
         if (!body.failed) {
             answer(&statuses[0], "text/plain; version=0.0.4", &body, head_only, deadline);
@@ -951,13 +951,15 @@ static int print_exposition(const struct config *cfg) {
     static struct buffer out = {.max = RESPONSE_MAX};
     if (scrape(cfg, families, now() + cfg->timeout) != 200) return 1;
     put_exposition(&out, cfg, families);
-    errno = ENOMEM;
-    ssize_t n = 1;
-    for (size_t done = 0; !out.failed && n > 0 && done<out.len; done += n> 0 ? (size_t)n : 0) do
-            n = write(STDOUT_FILENO, out.data + done, out.len - done);
-        while (n < 0 && errno == EINTR);
-    if (out.failed || n < 0) log_line("cannot print: %s", strerror(errno));
-    return out.failed || n < 0;
+    size_t done = 0;
+    while (!out.failed && done < out.len) {
+        ssize_t n = write(STDOUT_FILENO, out.data + done, out.len - done);
+        if (n < 0 && errno != EINTR) break;
+        done += n > 0 ? (size_t)n : 0;
+    }
+    bool ok = !out.failed && done == out.len;
+    if (!ok) log_line("cannot print: %s", out.failed ? "no memory" : strerror(errno));
+    return !ok;
 }
 
 /* ---- -addr ---------------------------------------------------------------------------------------------- */
