@@ -33,13 +33,16 @@ SANITIZE = $(if $(SAN),-fsanitize=address$(,)undefined -fno-sanitize-recover=all
 STANDARD = -std=c11 -DVERSION='"$(VERSION)"'
 COMPILE = $(CC) $(STANDARD) $(WARNINGS) $(CPPFLAGS) $(CFLAGS) $(SANITIZE) $(LDFLAGS)
 
-nfprom: nfprom.c parse.c parse.h .compiled-with
+# What is built again for other flags: all but what `make install` finds, which packagers call without them.
+REBUILD = $(if $(filter install%,$(MAKECMDGOALS)),,.compiled-with)
+
+nfprom: nfprom.c parse.c parse.h $(REBUILD)
 	$(COMPILE) -o $@ nfprom.c parse.c
 
 t/parse: t/parse.c parse.c parse.h .compiled-with
 	$(COMPILE) -I. -o $@ t/parse.c parse.c
 
-# Changes with the command, so that other flags build again.
+# Changes with the command.
 .compiled-with: force
 	@echo "$(COMPILE)" | cmp -s - $@ || echo "$(COMPILE)" > $@
 
@@ -76,6 +79,7 @@ uninstall:
 	rm -f "$(DESTDIR)$(SBINDIR)/nfprom" "$(DESTDIR)$(UNITDIR)/nfprom.socket" "$(DESTDIR)$(UNITDIR)/nfprom@.service" \
 		"$(DESTDIR)$(SYSCONFDIR)/default/nfprom" "$(DESTDIR)$(XINETDDIR)/nfprom"
 	rm -rf "$(DESTDIR)$(DOCDIR)"
+	rmdir "$(DESTDIR)$(UNITDIR)" "$(DESTDIR)$(dir $(UNITDIR))" 2> /dev/null || true
 
 run: nfprom
 	@t/run "$(ADDR)" "$(PORT)"

@@ -58,7 +58,7 @@ enum {
     SAID_MAX = 1000, /* bytes kept of what iptables-save says on standard error: the last ones */
     REASON_MAX = 3000,
     NAMESPACE_MAX = 100,
-    CONNECTIONS_MAX = 128, /* at once, with -addr */
+    CONNECTIONS_MAX = 512, /* at once, with -addr */
     LISTENERS_MAX = 16,
     CAP_NET_ADMIN = 12 /* linux/capability.h, which not every libc's headers bring */
 };

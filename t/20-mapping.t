@@ -9,7 +9,7 @@ use lib "$FindBin::Bin/lib";
 use Test::More;
 use NF;
 
-# A rule of the seed's pair is written here as   ADDRESS DIRECTION L3PROTO PORT   with - for an empty
+# A rule that the five labels express is written here as   ADDRESS DIRECTION L3PROTO PORT   with - for an empty
 # label; one of the verbatim pair as   rule <...> comment <...> dup <...>   the last two where they
 # are not empty. The order is that of the rules.
 
@@ -61,7 +61,7 @@ sub maps {
 
 sub table { while (my ($promise, $rules, $expected) = splice @_, 0, 3) { maps($promise, $rules, $expected) } }
 
-# ---- the example of the document
+# ---- the example in the description of the first nfprom
 
 {
     my @rules = map { /(\S+) (.*)/; "[$1] -A prometheus $2 -j RETURN" } (
@@ -83,10 +83,10 @@ sub table { while (my ($promise, $rules, $expected) = splice @_, 0, 3) { maps($p
         'nfprom_bytes_total{address="203.0.113.140/32",direction="out",l2proto="ipv4",l3proto="tcp",port="22"} 61386878',
         'nfprom_packets_total{address="203.0.113.140/32",direction="out",l2proto="ipv4",l3proto="tcp",port="443"} 14380',
     ) {
-        like($out, qr/^\Q$line\E$/m, "the document's example, to the letter: $line");
+        like($out, qr/^\Q$line\E$/m, "the first nfprom's example, to the letter: $line");
     }
     my ($error, @series) = parse_metrics($out);
-    is($error, '', 'the document\'s example: an exposition in order');
+    is($error, '', 'the first nfprom\'s example: an exposition in order');
     is(value(\@series, 'nfprom_rule_packets_total', rule => '-j RETURN'), '39000000', '... with the catch-all by its own words');
     is(join(' ', map { $_->{value} } series(\@series, 'nfprom_packets_total')),
         '242699 338274 277012 243001 225001 212001 15729 14380', '... in the order of the chain');

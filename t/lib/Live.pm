@@ -12,13 +12,14 @@ package Live;
 use strict;
 use warnings;
 use Cwd ();
-use Exporter 'import';
+use parent 'Exporter';
 use File::Copy ();
 use File::Temp ();
 use FindBin ();
 use IO::Select ();
 use IO::Socket::INET ();
 use IO::Socket::IP ();
+use IO::Socket::UNIX ();
 use POSIX ();
 use Socket;
 use Test::More;
@@ -32,8 +33,9 @@ our @EXPORT = qw(
     one_shot http_get exposition series_of promtool_says
 );
 
-my $NAMESPACE = 'NFPROM_TEST_NAMESPACE';
-my $OWNER     = $$;
+use constant NAMESPACE => 'NFPROM_TEST_NAMESPACE';    # in the environment of the second start
+
+my $OWNER = $$;
 my %running;
 
 our $SOURCE = Cwd::abs_path("$FindBin::Bin/..");
@@ -72,17 +74,17 @@ sub need {
     return;
 }
 
-# Runs when a test says `use Live`. The environment variable ends the recursion.
+# The environment variable ends the recursion.
 sub enter {
     $ENV{PATH} = "$ENV{PATH}:/usr/sbin:/sbin";
     give_up('needs root') if $> != 0;
     need(qw(unshare ip mount));
-    if (!$ENV{$NAMESPACE}) {
+    if (!$ENV{+NAMESPACE}) {
         system('unshare', '-n', '-m', 'true') == 0 or give_up('no new namespaces here');
-        local $ENV{$NAMESPACE} = 1;
+        local $ENV{+NAMESPACE} = 1;
         exec 'unshare', '-n', '-m', $^X, $0, @ARGV or die "unshare: $!";
     }
-    delete $ENV{$NAMESPACE};
+    delete $ENV{+NAMESPACE};
     must('ip', 'link', 'set', 'lo', 'up');
     for my $f (values %$FAMILIES) {
         must('ip', 'address', 'add', "$f->{$_}/$f->{bits}", 'dev', 'lo', $f->{bits} == 128 ? 'nodad' : ())
@@ -92,12 +94,13 @@ sub enter {
     return;
 }
 
-BEGIN {
+sub import {
+    my ($class) = @_;
     $SIG{PIPE} = 'IGNORE';
     binmode Test::More->builder->$_, ':utf8' for qw(output failure_output todo_output);
     enter();
 
-    # Where any user may read and run it.
+    # A copy, where any user may read and run it.
     $DIR = File::Temp::tempdir('nfprom-live-XXXXXX', TMPDIR => 1, CLEANUP => 1);
     chmod 0755, $DIR;
     my $binary = $ENV{NFPROM} || "$SOURCE/nfprom";
@@ -108,6 +111,8 @@ BEGIN {
 
     $SIG{ALRM} = sub { BAIL_OUT("$0 takes too long") };
     alarm 300;
+    $class->export_to_level(1, @_);
+    return;
 }
 
 END {
@@ -138,7 +143,7 @@ sub spew {
 # Runs a command to its end: (status, standard output, standard error).
 sub run {
     my ($input, @command) = @_;
-    my ($in, $out, $err) = map { File::Temp::tempfile(UNLINK => 1) } 1 .. 3;
+    my ($in, $out, $err) = map { scalar File::Temp::tempfile(UNLINK => 1) } 1 .. 3;
     print $in $input;
     seek $in, 0, 0;
     my $pid = fork;
@@ -327,13 +332,12 @@ sub http_get {
 }
 
 # Plays the super-server for one connection: the command is nfprom with flags, or
-# something in front of it. The answer has two more members, exit and said.
+# something in front of it. A local socket, since packets of the scrape itself
+# would be counted. The answer has two more members, exit and said.
 sub one_shot {
     my @command = @_;
     my $log = "$DIR/said";
-    my $listener = IO::Socket::INET->new(LocalAddr => '127.0.0.1', Listen => 1) or die "listen: $!";
-    my $client = IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $listener->sockport) or die "connect: $!";
-    my $connection = $listener->accept;
+    socketpair(my $client, my $connection, AF_UNIX, SOCK_STREAM, PF_UNSPEC) or die "socketpair: $!";
     my $pid = fork;
     if (!$pid) {
         open my $said, '>', $log;

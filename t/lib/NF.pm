@@ -11,13 +11,11 @@ use strict;
 use warnings;
 use Cwd ();
 use Encode ();
-use Errno ();
 use Exporter 'import';
 use Fcntl qw(:DEFAULT :flock);
 use File::Copy ();
 use File::Temp ();
 use FindBin ();
-use IO::Select ();
 use IO::Socket::IP ();
 use POSIX ();
 use Socket;
@@ -259,9 +257,11 @@ sub _reread {
 }
 
 # A command line that starts the rest of its arguments under limits of the shell's ulimit. The
-# number of processes is -u in one shell and -p in another.
+# number of processes is -u in one shell and -p in another. A program built with the address
+# sanitizer reserves terabytes of address space, so that it cannot be limited.
 sub shell_limit {
-    my @set = map { my $n = /^-u(.*)/ ? $1 : undef; defined $n ? "{ ulimit -u$n 2>/dev/null || ulimit -p$n; }" : "ulimit $_" } @_;
+    my $sanitized = slurp($NFPROM) =~ /__asan_init/;
+    my @set = map { /^-u(.*)/ ? "{ ulimit -u$1 2>/dev/null || ulimit -p$1; }" : /^-v/ && $sanitized ? ':' : "ulimit $_" } @_;
     return ('/bin/sh', '-c', join(' && ', @set) . ' || exit 125; exec "$@"', 'sh');
 }
 

@@ -1,0 +1,562 @@
+#!/usr/bin/perl
+
+# Rulesets made at random from the grammar of iptables-save, first as text, then in the kernel. What nfprom has to show follows
+# from how each rule was made (its parts), never from reading its text. NFPROM_SEED repeats a run.
+
+use strict;
+use warnings;
+no warnings 'qw';    # commas and # are in iptables' own words
+
+BEGIN {
+    # The kernel's rules are loaded in a network namespace of the test's own; the variable ends the recursion.
+    $ENV{PATH} .= ':/usr/sbin:/sbin';
+    if ($> == 0 && !$ENV{NFPROM_TEST_NAMESPACE} && system('unshare -n true 2>/dev/null') == 0) {
+        $ENV{NFPROM_TEST_NAMESPACE} = 1;
+        exec 'unshare', '-n', $^X, $0, @ARGV or die "unshare: $!";
+    }
+}
+
+use FindBin;
+use lib "$FindBin::Bin/lib";
+use List::Util qw(shuffle);
+use Test::More;
+use NF;
+
+my $OWN_NAMESPACE = delete $ENV{NFPROM_TEST_NAMESPACE};
+my $SEED = defined $ENV{NFPROM_SEED} ? $ENV{NFPROM_SEED} : (time ^ $$ << 12) & 0x7fffffff;
+my $RULESETS = 20;
+srand $SEED;
+diag("NFPROM_SEED=$SEED");
+
+# ---- choices
+
+sub pick    { return $_[ rand @_ ] }
+sub maybe   { return rand() < $_[0] }
+sub between { my ($least, $most) = @_; return $least + int rand($most - $least + 1) }
+
+# One of a few most of the time, so that there are duplicates.
+sub often { my ($few, $any) = @_; return maybe(0.5) ? pick(@$few) : $any->() }
+
+# Any bytes but NUL, with a liking for those that mean something.
+my @TELLING = ('"', '\\', '\'', ' ', "\n", "\r", "\t", '!', '-', '#', ':', '*', '[', ']', '{', '}', '\xe9', "\xe9", "\xc3\xa9",
+    "\xe2\x82\xac", "\xf0\x9f\x90\xab", "\xed\xa0\x80", "\xc0\xaf", "\xe2\x82", "\xef\xbf\xbe", "\x7f", "\x01", "\xff", '\\n', ' "', '" ', '\\"',
+    ' -j DROP', ' -s 6.6.6.6/32', ' --dport 66', '-m comment --comment', "\nCOMMIT\n", "\n*nat\n:prometheus - [0:0]\n", "\n# Completed",
+    "\n[5:5] -A prometheus -s 6.6.6.6/32 -j RETURN\n", "\"\n[5:5] -A prometheus -p tcp\n\"", "\n:INPUT DROP [6:6]\n");
+
+sub bytes {
+    my ($max) = @_;
+    my $s = '';
+    my $length = maybe(0.05) ? $max : between(1, $max < 24 ? $max : 24);
+    while (length $s < $length) {
+        $s .= maybe(0.4) ? join('', map { chr between(97, 122) } 1 .. between(1, 6)) : maybe(0.5) ? pick(@TELLING) : chr between(1, 255);
+    }
+    return substr $s, 0, $length;
+}
+
+sub number {
+    my $n = pick(0, 1, 2**32, 2**53, 2**63, between(0, 1000), between(0, 2**32), 18446744073709551615,
+        int(rand 2**32) << 32 | int rand 2**32);
+    return $n > 0 && maybe(0.1) ? $n - 1 : $n;
+}
+
+# ---- words: as given to iptables and as printed, the same but for strings
+
+sub quoted { my ($s) = @_; $s =~ s/(["\\'])/\\$1/g; return qq("$s") }
+sub string { my ($s) = @_; return [$s, $s =~ /\A[A-Za-z0-9_-]+\z/ ? $s : quoted($s)] }
+
+sub given   { return map { ref $_ ? $_->[0] : $_ } @_ }
+sub printed { return map { ref $_ ? $_->[1] : $_ } @_ }
+
+# A name that is never quoted: any bytes, but not the line's own. Left out is what nobody can tell from the text: blanks at
+# its ends, and a blank before what would be the next option.
+sub name {
+    my ($max) = @_;
+    return pick('"x', 'x"', '"', "'x", 'a b', '!x', '!', '-x', '-j', '\\', 'eth0', 'a"b "c', "x\xe9", '[0:0]', '#') if maybe(0.3);
+    my $s = bytes($max);
+    $s =~ tr{\n/+}{_};
+    $s =~ s/ (?=[-! ]|\z)|\A /_/g;
+    return $s =~ /\A\.*\z/ ? 'x' : $s;
+}
+
+sub chain_name {
+    my ($for_a_flag) = @_;
+    return pick('"', '"x', 'x"', '\'', 'a]', '[0:0]', 'COMMIT', '#a', '*filter', ':x', '\\', "\xff", "caf\xc3\xa9", 'prom', 'prometheus2',
+        'ACCEPTED', 'x' x 28, 'a-b', 'a=b,c{}') if maybe(0.6);
+    my $s = bytes(28);
+    $s =~ tr{\t\n\x0b\f\r /}{_};
+    $s =~ s/\A[-!]/_/;
+    $s =~ tr{\x01-\x1f\x7f}{_} if $for_a_flag;
+    return $s;
+}
+
+# ---- the parts of a rule
+#
+#   words => its words    comment => bytes    target => it is one, with ends => the packet does not come to the next rule
+#   says => [what, side, text] for each thing that the five labels can say    more => a condition that they cannot say
+
+sub negated { return maybe(0.2) ? '!' : '' }
+
+# An option that the labels know; returns its words and what it says.
+sub option {
+    my ($option, $value, $what, $side, $not) = @_;
+    return ([$not ? '!' : (), $option, $value], [$what, $side, "$not$value"]);
+}
+
+sub address {
+    my ($option, $side, $family, $real) = @_;
+    my $text = $family == 4
+        ? often(['192.0.2.1/32', '198.51.100.0/24', '10.0.0.0/8', '10.0.3.0/255.0.255.0', $real ? '192.0.2.9/32' : '0.0.0.0/0'],
+            sub { sprintf '203.0.%d.%d/32', rand 256, rand 256 })
+        : often(['2001:db8::/32', '2001:db8::1/128', 'fe80::/10', $real ? '::1/128' : ('::/0', '2001:db8::/ffff:0:ffff::')],
+            sub { sprintf '2001:db8:%x::%x/128', between(1, 65535), between(1, 65535) });
+    my ($words, $says) = option($option, $text, 'address', $side, negated());
+    return { words => $words, says => [$says] };
+}
+
+sub protocol {
+    my ($name) = @_;
+    my ($words, $says) = option('-p', $name, 'protocol', '', @_ > 1 ? '' : negated());
+    return { words => $words, says => [$says] };
+}
+
+sub port {
+    my $n = often([22, 80, 443], sub { between(0, 65535) });
+    return $n < 65535 && maybe(0.2) ? $n . ':' . between($n + 1, 65535) : $n;
+}
+
+# `-m tcp` and its like, with up to one port of each side and perhaps more.
+sub ports_of {
+    my ($match, @sides) = @_;
+    my %part = (words => ['-m', $match]);
+    for my $side (@sides) {
+        my ($words, $says) = option($side eq 'out' ? '--sport' : '--dport', port(), 'port', $side, negated());
+        push @{ $part{words} }, @$words;
+        push @{ $part{says} },  $says;
+    }
+    return \%part;
+}
+
+sub multiport {
+    my ($side) = @_;
+    my $list = join ',', map { port() } 1 .. between(1, 5);
+    my ($words, $says) = option($side eq 'out' ? '--sports' : '--dports', $list, 'port', $side, negated());
+    return { words => ['-m', 'multiport', @$words], says => [$says] };
+}
+
+sub comment {
+    my $s = often(['ssh', 'web servers', '-j', '-s', '--comment', '-i', "Gr\xc3\xbc\xc3\x9fe", "Andr\xe9", '"', '\\'], sub { bytes(255) });
+    return { words => ['-m', 'comment', '--comment', string($s)], comment => $s };
+}
+
+# What the labels cannot say: [families, protocol that it needs, words...]; a word that is code makes one. `real` stands at those
+# that a kernel with all its modules takes and that iptables prints in just these words.
+my @MATCHES = (
+    ['46', '', 'real', qw(-m conntrack --ctstate), sub { pick('NEW', 'RELATED,ESTABLISHED', 'INVALID') }],
+    ['46', '', 'real', qw(-m conntrack ! --ctstate), sub { pick('NEW', 'RELATED,ESTABLISHED') }],
+    ['46', '', 'real', qw(-m mark --mark), sub { sprintf '0x%x', between(1, 9) }],
+    ['46', '', 'real', qw(-m mark ! --mark 0x1/0xff)],
+    ['46', '', 'real', qw(-m connmark --mark 0x1)],
+    ['46', '', 'real', qw(-m limit --limit), sub { between(1, 9) . '/sec' }],
+    ['46', '', 'real', qw(-m length --length), sub { '0:' . between(1, 99) }],
+    ['46', '', 'real', qw(-m mac --mac-source 00:11:22:33:44:55)],
+    ['46', '', 'real', qw(-m pkttype --pkt-type unicast)],
+    ['46', '', 'real', qw(-m addrtype --dst-type LOCAL)],
+    ['46', '', 'real', qw(-m socket)],
+    ['46', '', 'real', qw(-m cpu --cpu), sub { between(0, 9) }],
+    ['46', '', 'real', qw(-m helper --helper), sub { string(pick('ftp', '-j', '"', 'a b')) }],
+    ['46', '', 'real', qw(-m string --string), sub { my $s = pick('GET / HTTP', '-d 1.2.3.4/32 -j DROP', 'a"b', '-j', 'x', 'a  b', '\\"'); [$s, quoted($s)] },
+        qw(--algo bm)],
+    ['46', '', 'real', qw(-m hashlimit --hashlimit-upto 5/sec --hashlimit-burst 5 --hashlimit-name), sub { name(15) }],
+    ['46', '', 'real', qw(-m physdev --physdev-in), sub { name(15) }],
+    ['46', 'tcp', 'real', qw(-m osf --genre), sub { name(30) }],
+    ['46', 'tcp', 'real', qw(-m tcp --tcp-flags FIN,SYN,RST,ACK SYN)],
+    ['46', 'tcp', 'real', qw(-m tcp --dport 22 --tcp-flags SYN,ACK SYN)],
+    ['46', 'tcp', 'real', qw(-m tcp --tcp-option 7)],
+    ['46', 'tcp', 'real', qw(-m multiport --ports), sub { port() . ',' . port() }],
+    ['46', 'udp', 'real', qw(-m multiport ! --ports 53,67)],
+    ['4', '', 'real', qw(-m iprange --src-range 10.0.0.1-10.0.0.9)],
+    ['4', '', 'real', qw(-m ttl --ttl-eq 5)],
+    ['4', '', 'real', qw(-m recent --rcheck --name), sub { name(30) }, qw(--mask 255.255.255.255 --rsource)],
+    ['4', 'icmp', 'real', qw(-m icmp --icmp-type 8)],
+    ['4', 'icmp', 'real', qw(-m icmp ! --icmp-type 8/0)],
+    ['6', '', 'real', qw(-m hl --hl-eq 5)],
+    ['6', '', 'real', qw(-m recent --rcheck --name), sub { name(30) }, qw(--mask ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff --rsource)],
+    ['6', 'ipv6-icmp', 'real', qw(-m icmp6 --icmpv6-type 128)],
+    ['4', '', '', '-f'],
+    ['46', '', '', qw(-m unheardof)],
+    ['46', '', '', qw(-m tcp --new-option), sub { between(1, 9) }],
+    ['46', '', '', qw(-m eui64)],
+    ['46', '', '', qw(-m rpfilter --loose)],
+    ['46', '', '', qw(-m set --match-set), sub { name(28) }, 'src,dst'],
+    ['46', '', '', qw(-m set ! --match-set), sub { name(28) }, 'src'],
+    ['46', '', '', qw(-m nfacct --nfacct-name), sub { name(28) }],
+    ['46', '', '', qw(-m rateest --rateest), sub { name(15) }, qw(--rateest-gt --rateest-bps 1)],
+    ['46', '', '', qw(-m u32 --u32 "0x0>>0x16&0x3c=0x1")],
+    ['46', '', '', qw(-m bpf --bytecode), '"1,6 0 0 1"'],
+    ['46', '', '', qw(-m string --hex-string), '"|6122625c|"', qw(--algo kmp)],
+    ['46', '', '', qw(-m string --string), sub { my $s = bytes(60); [$s, quoted($s)] }, qw(--algo kmp)],
+    ['46', 'sctp', '', qw(-m sctp --chunk-types any INIT)],
+    ['46', 'esp', '', qw(-m esp --espspi 500)],
+);
+
+# [families, ends, real, words...]; CHAIN is another chain.
+my @TARGETS = (
+    (map { ['46', 1, 'real', '-j', $_] } qw(ACCEPT DROP RETURN)),
+    ['46', 1, 'real', qw(-g CHAIN)], ['46', 0, 'real', qw(-j CHAIN)], ['46', 0, 'real'],
+    ['4', 1, 'real', qw(-j REJECT --reject-with icmp-port-unreachable)], ['6', 1, 'real', qw(-j REJECT --reject-with icmp6-port-unreachable)],
+    ['46', 1, 'real', qw(-j NFQUEUE --queue-num 0)],
+    ['46', 0, 'real', qw(-j MARK --set-xmark 0x1/0xffffffff)],
+    ['46', 0, 'real', qw(-j LOG --log-prefix), sub { my $s = bytes(29); $s =~ tr/\n/_/; string($s) }],
+    ['46', 0, 'real', qw(-j NFLOG --nflog-prefix), sub { my $s = bytes(60); $s =~ tr/\n/_/; string($s) }],
+    ['4', 0, 'real', qw(-j TEE --gateway 192.0.2.1 --oif), sub { name(15) }],
+    ['6', 0, 'real', qw(-j TEE --gateway 2001:db8::1 --oif), sub { name(15) }],
+    ['46', 0, '', qw(-j LOG --log-prefix), sub { string(bytes(29)) }, qw(--log-level 7)],
+    ['46', 0, '', qw(-j SET --add-set), sub { name(28) }, 'src'],
+    ['46', 0, '', qw(-j CT --notrack)],
+    ['46', 0, '', qw(-j IDLETIMER --timeout 5 --label), sub { name(27) }],
+    ['4', 1, '', qw(-j DNAT --to-destination 10.0.0.1:80)], ['4', 1, '', qw(-j SNAT --to-source 10.0.0.1)],
+    ['46', 1, '', qw(-j MASQUERADE)], ['46', 1, '', qw(-j REDIRECT --to-ports 80)], ['46', 1, '', qw(-j QUEUE)],
+    ['46', 1, '', qw(-j TPROXY --on-port 80 --on-ip 0.0.0.0 --tproxy-mark 0x0/0x0)],
+);
+
+sub made { return map { ref $_ eq 'CODE' ? $_->() : $_ } @_ }
+
+sub target {
+    my ($g) = @_;
+    my (undef, $ends, undef, @words) = @{ pick(@{ $g->{targets} }) };
+    return { target => 1, ends => $ends, words => [map { $_ eq 'CHAIN' ? pick(@{ $g->{others} }) : $_ } made(@words)] };
+}
+
+sub interface {
+    my ($option) = @_;
+    return { more => 1, words => [maybe(0.2) ? '!' : (), $option, name(15)] };
+}
+
+# ---- a rule: a list of parts
+#
+# The generator's knowledge: family, real (rules that a kernel takes), sorted (it may change the order of the matches, so there
+# is one only), matches and targets to choose from, others (chains to jump to).
+
+my %LOADS = map { $_ => 1 } qw(tcp udp udplite sctp dccp icmp icmp6 esp);
+
+sub simple_rule {    # mostly one that the labels say
+    my ($g) = @_;
+    my $side = pick('in', 'out');
+    my $proto = pick('tcp', 'tcp', 'tcp', 'udp', 'udp', 'sctp', $g->{real} ? 'dccp' : ('dccp', 'udplite'));
+    my @parts;
+    push @parts, address($side eq 'out' ? '-s' : '-d', $side, $g->{family}, $g->{real}) if maybe(0.7);
+    if (maybe(0.6)) {
+        push @parts, protocol($proto, 'plain') if $g->{real} || maybe(0.95);
+        push @parts, maybe(0.3) && $proto =~ /^(?:tcp|udp)$/ ? multiport($side) : ports_of($proto, maybe(0.9) ? $side : ());
+        push @parts, { words => ['-m', $proto] } if !$g->{real} && maybe(0.1);
+    } elsif (maybe(0.7)) {
+        push @parts, protocol(pick('tcp', 'udp', '50', 'icmp', 'esp', '47', '99') =~ s/^50$/esp/r =~ s/^47$/$g->{real} ? 'gre' : 47/er);
+        my $plain = $parts[-1]{says}[0][2];
+        push @parts, { words => ['-m', $plain] } if $LOADS{$plain} && $plain ne 'icmp' && maybe(0.4);
+        push @parts, { words => ['-m', 'icmp'] } if $plain eq 'icmp' && !$g->{real} && maybe(0.5);
+    }
+    return @parts;
+}
+
+sub free_rule {
+    my ($g) = @_;
+    my @matches = map { pick(@{ $g->{matches} }) } 1 .. between(0, $g->{sorted} ? 1 : 3);
+    my ($proto) = map { $_->[1] ne '' ? $_->[1] : () } @matches;
+    @matches = grep { $_->[1] eq '' || $_->[1] eq $proto } @matches;
+    @matches = grep { my $m = $_; 1 == grep { "@{$_}[3, 4]" eq "@{$m}[3, 4]" } @matches } @matches if $g->{real};
+    my @parts;
+    push @parts, address('-s', 'out', $g->{family}, $g->{real}) if maybe(0.3);
+    push @parts, address('-d', 'in',  $g->{family}, $g->{real}) if maybe(0.3);
+    push @parts, interface('-i') if maybe(0.3);
+    push @parts, interface('-o') if maybe(0.15);
+    if ($proto) { push @parts, protocol($proto, 'plain') }
+    elsif (maybe(0.3)) {
+        $proto = pick('tcp', 'udp');
+        push @parts, protocol($proto, 'plain');
+        push @parts, ports_of($proto, maybe(0.5) ? ('out', 'in') : pick('in', 'out'));
+        push @parts, map { multiport(pick('in', 'out')) } 1 .. between(0, $g->{sorted} ? 0 : 2);
+    }
+    push @parts, map { my (undef, undef, undef, @words) = @$_; { more => 1, words => [made(@words)] } } @matches;
+    return @parts;
+}
+
+sub rule {
+    my ($g) = @_;
+    return ({ words => [] }) if !$g->{real} && maybe(0.01);
+    my @parts = maybe(0.6) ? simple_rule($g) : free_rule($g);
+    my $comments = maybe(0.3) ? 1 : maybe(0.04) ? between(2, 4) : maybe(0.002) && !$g->{real} ? between(100, 200) : 0;
+    splice @parts, between(0, scalar @parts), 0, $_ for map { comment() } 1 .. $comments;
+    @parts = sort { ($a->{words}[0] eq '-m') <=> ($b->{words}[0] eq '-m') } @parts if $g->{real};
+    return (@parts, target($g));
+}
+
+# ---- what is expected
+
+# Bytes as a label shows them: those that are not UTF-8 (Unicode's table of well-formed sequences) as text.
+sub shown {
+    my ($s) = @_;
+    $s =~ s{((?:[\x01-\x7f]|[\xc2-\xdf][\x80-\xbf]|\xe0[\xa0-\xbf][\x80-\xbf]|[\xe1-\xec\xee\xef][\x80-\xbf]{2}|\xed[\x80-\x9f][\x80-\xbf]
+        |\xf0[\x90-\xbf][\x80-\xbf]{2}|[\xf1-\xf3][\x80-\xbf]{3}|\xf4[\x80-\x8f][\x80-\xbf]{2})+)|(.)}{defined $1 ? $1 : sprintf '\\x%02x', ord $2}gesx;
+    utf8::decode($s);
+    return $s;
+}
+
+sub told {
+    my ($name, $labels, $value) = @_;
+    return "$name\{" . join(',', map {"$_=$labels->{$_}"} sort keys %$labels) . "} $value";
+}
+
+# The five labels, or nothing if they do not say it all.
+sub five_labels {
+    my (@parts) = @_;
+    return if grep { $_->{more} } @parts;
+    my (%label, %side);
+    for my $says (map { @{ $_->{says} || [] } } @parts) {
+        my ($what, $side, $text) = @$says;
+        return if exists $label{$what};
+        $label{$what} = $text;
+        $side{$side}  = 1 if $side;
+    }
+    return if !%label || keys %side > 1;
+    my ($direction) = (keys %side, '');
+    return { address => $label{address} // '', direction => $direction, l3proto => $label{protocol} // 'all', port => $label{port} // '' };
+}
+
+# name => its lines, for one chain of one family. Each rule is {parts, packets, bytes}.
+sub expected {
+    my ($common, $words, @rules) = @_;
+    my (%lines, %copies);
+    my %tally = map { $_ => 0 } qw(exported other duplicate nonterminal);
+    for my $rule (@rules) {
+        my @parts = @{ $rule->{parts} };
+        my ($target) = grep { $_->{target} } @parts;
+        my @said    = map { defined $_->{comment} ? $_->{comment} : () } @parts;
+        my $match   = join ' ', printed(map { $_->{target} || defined $_->{comment} ? () : @{ $_->{words} } } @parts);
+        my $text    = join ' ', grep { $_ ne '' } $match, printed(@{ $target->{words} || [] });
+        my $comment = shown(join '; ', @said);
+        my $five    = five_labels(@parts);
+        my $copy    = ++$copies{ $five ? told('', $five, '') : shown($match) };
+        my ($pair, $labels);
+        if ($five && $copy == 1) {
+            ($pair, $labels) = ('', { %$common, %$five });
+            push @{ $lines{rule_info} }, told('rule_info', { %$labels, comment => $comment }, 1) if @said;
+            $tally{exported}++;
+            $tally{nonterminal}++ unless $target->{ends};
+        } else {
+            ($pair, $labels) = ('rule_', { %$common, rule => $words->(shown($text eq '' ? '*' : $text)), comment => $comment, dup => $copy > 1 ? $copy : '' });
+            $tally{ $copy > 1 ? 'duplicate' : 'other' }++;
+        }
+        push @{ $lines{"${pair}${_}_total"} }, told("${pair}${_}_total", $labels, $rule->{$_}) for qw(packets bytes);
+    }
+    $lines{rules} = [map { told('rules', { %$common, kind => $_ }, $tally{$_}) } qw(exported other duplicate)];
+    $lines{nonterminal_rules} = [told('nonterminal_rules', $common, $tally{nonterminal})];
+    return \%lines;
+}
+
+my @PROMISES = (
+    [[qw(packets_total bytes_total)], 'what the five labels express is one series for each rule, in the order of the chain, digit for digit'],
+    [[qw(rule_packets_total rule_bytes_total)], 'all other rules are a series each by their words, duplicates by their number'],
+    [['rule_info'], 'the comments are in rule_info'],
+    [[qw(rules nonterminal_rules)], 'the rules are counted by kind'],
+    [[qw(policy_packets_total policy_bytes_total)], 'the policies of the built-in chains asked for, and no other'],
+);
+
+# Tests: this run of nfprom shows what was expected. The expectations: "l2proto chain" => lines by name; rules => how many rules.
+sub holds {
+    my ($what, $r, $words, $rules, %expected) = @_;
+    my ($error, @series) = $r->{exit} eq '0' ? parse_metrics($r->{out}) : ("exit $r->{exit}");
+    $error ||= 'standard error is not empty' if $r->{err} ne '';
+    is($error, '', "$what: an exposition in order") or do { diag("NFPROM_SEED=$SEED: $r->{err}"); return };
+    my (%got, %families, $exported);
+    for my $s (@series) {
+        my ($name, $l) = ($s->{name} =~ /^nfprom_(.*)/, $s->{labels});
+        next if $name =~ /^(?:build_info|scrape_success|scrape_duration_seconds)$/;
+        $exported++ if $name =~ /^(?:rule_)?packets_total$/;
+        $l->{rule} = $words->($l->{rule}) if exists $l->{rule};
+        push @{ $families{$name} }, $l->{l2proto};
+        push @{ $got{ $l->{l2proto} . ' ' . ($l->{chain} // '') }{$name} }, told($name, $l, $s->{value});
+    }
+    is($exported || 0, $rules, "$what: as many series as rules");
+    is(join(' ', grep { "@{$families{$_}}" =~ /ipv6.*ipv4/ } sort keys %families), '', "$what: IPv4 before IPv6") if keys %expected > 1;
+    for (@PROMISES) {
+        my ($names, $promise) = @$_;
+        my @wrong;
+        for my $name (@$names) {
+            for my $of (sort keys %expected) {
+                my ($got, $expected) = map { delete $_->{$of}{$name} || [] } \%got, \%expected;
+                next if "@$got" eq "@$expected";
+                my ($i) = grep { ($got->[$_] // '') ne ($expected->[$_] // '') } 0 .. @$got + @$expected;
+                push @wrong, "number $i: got      " . ($got->[$i] // 'nothing'), "expected " . ($expected->[$i] // 'nothing');
+            }
+        }
+        ok(!@wrong, "$what: $promise") or diag(map {"  $_\n"} "NFPROM_SEED=$SEED", @wrong[0 .. ($#wrong < 5 ? $#wrong : 5)]);
+    }
+    is(join(' ', sort map { keys %$_ } values %got), '', "$what: and nothing else");
+}
+
+# ---- as text
+
+# Options of a rule as iptables-save prints them, with the blanks that some release or other prints.
+sub line {
+    my ($rule) = @_;
+    my @words = printed(map { @{ $_->{words} } } @{ $rule->{parts} });
+    return "[$rule->{packets}:$rule->{bytes}] -A $rule->{chain}" . join('', map { (maybe(0.03) ? '  ' : ' ') . $_ } @words)
+        . (maybe(@words && $rule->{parts}[-1]{words}[0] ? 0.1 : 0.5) ? ' ' : '');
+}
+
+sub usable {
+    my ($family, $real, @all) = @_;
+    return [grep { $_->[0] =~ $family && (!$real || $_->[2]) } @all];
+}
+
+# One table with these chains: its lines, and its rules. What is asked for gets most of the rules.
+sub table_of {
+    my ($family, $table, $asked, $chains, $count) = @_;
+    my @own = grep { !/^[A-Z]{5,7}$/ } @$chains;
+    my %g = (family => $family, others => [@own, 'elsewhere'], matches => usable($family, 0, @MATCHES), targets => usable($family, 0, @TARGETS));
+    my %policy = map { $_ => /^(?:INPUT|FORWARD|OUTPUT)$/ ? [pick('ACCEPT', 'DROP'), number(), number()] : ['-', 0, 0] } @$chains;
+    my @rules = map { { chain => maybe(0.8) ? pick(@$asked) : pick(@$chains), packets => number(), bytes => number(), parts => [rule(\%g)] } } 1 .. $count;
+    my @lines = ("*$table", map({":$_ $policy{$_}[0] [$policy{$_}[1]:$policy{$_}[2]]"} @$chains), map({ line($_) } @rules), 'COMMIT');
+    return (\@lines, \@rules, \%policy);
+}
+
+sub save_of {
+    my ($family, @tables) = @_;
+    my $program = ($family == 6 ? 'ip6tables' : 'iptables') . pick('-save v1.8.9', '-save v1.8.9 (nf_tables)', '-nft-save v1.8.13 (nf_tables)', '-legacy-save v1.6.0');
+    my @lines = map {
+        ("# Generated by $program on Thu Jan  1 00:00:00 1970", maybe(0.2) ? '# Warning: "' : (), @$_, '# Completed on Thu Jan  1 00:00:00 1970')
+    } @tables;
+    return join "\n", @lines, '';
+}
+
+my $largest = '';
+for my $n (1 .. $RULESETS) {
+    my @families = @{ pick([4], [4], [6], [4, 6], [4, 6]) };
+    my $table = pick('filter', 'filter', 'mangle', 'raw', 'nat', 'security');
+    my %asked = map { $_ => 1 } map { maybe(0.3) ? 'INPUT' : maybe(0.3) ? 'OUTPUT' : maybe(0.5) ? 'prometheus' : chain_name('flag') } 1 .. pick(1, 1, 2, 5);
+    %asked = (prometheus => 1) if maybe(0.3);
+    my @asked  = sort keys %asked;
+    my %chains = map { $_ => 1 } @asked, qw(INPUT FORWARD OUTPUT prometheus), map { chain_name() } 1 .. between(0, 12);
+    my %expected;
+    my $rules = 0;
+    my $count = $n == 1 ? 2000 : pick(0, 1, 30, 300, 300, 600);
+    for my $family (@families) {
+        my $l2 = $family == 4 ? 'ipv4' : 'ipv6';
+        my @shuffled = shuffle(sort keys %chains);
+        my ($lines, $table_rules, $policy) = table_of($family, $table, \@asked, \@shuffled, $count);
+        my @tables = map { (table_of($family, $_, \@asked, \@shuffled, 20))[0] } grep { $_ ne $table && maybe(0.15) } qw(filter mangle raw nat security);
+        splice @tables, between(0, scalar @tables), 0, $lines;
+        my $out = save_of($family, @tables);
+        my $block = between(1, 5000);
+        my %h = (out => $out, maybe(0.4) ? (run => qq(dd bs=$block 2>/dev/null <"\$OUT")) : ());
+        $family == 4 ? fake(%h) : fake6(%h);
+        for my $chain (@asked) {
+            my $common = { l2proto => $l2, @asked > 1 ? (chain => shown($chain)) : () };
+            my @own = grep { $_->{chain} eq $chain } @$table_rules;
+            my $e = $expected{ "$l2 " . ($common->{chain} // '') } = expected($common, sub {@_}, @own);
+            my ($name, @counters) = @{ $policy->{$chain} };
+            for my $i ($name eq '-' ? () : (0, 1)) {
+                my $metric = ('policy_packets_total', 'policy_bytes_total')[$i];
+                $e->{$metric} = [told($metric, { %$common, policy => $name }, $counters[$i])];
+            }
+            $rules += @own;
+        }
+    }
+    my $r = print_mode('-table', $table, map({ ('-chain', $_) } @asked), '-ipv4=' . ($families[0] == 4 ? 'true' : 'false'), $families[-1] == 6 ? '-ipv6' : ());
+    holds("ruleset $n, $rules rules", $r, sub { $_[0] }, $rules, %expected);
+    $largest = $r->{out} if length $r->{out} > length $largest;
+}
+SKIP: {
+    my ($promtool) = grep {-x} map {"$_/promtool"} split /:/, $ENV{PATH};
+    skip_or_fail('promtool is not installed') unless $promtool;
+    spew("$DIR/metrics", $largest);
+    is(`'$promtool' check metrics <'$DIR/metrics' 2>&1`, '', 'promtool check metrics has nothing to say about the largest of them');
+}
+
+# ---- in the kernel
+
+# iptables and its like: exit status and what it said.
+sub iptables {
+    my ($input, @command) = @_;
+    spew("$DIR/input", $input);
+    my $pid = fork // die "fork: $!";
+    if (!$pid) {
+        open STDIN,  '<', "$DIR/input";
+        open STDOUT, '>', "$DIR/output";
+        open STDERR, '>&', \*STDOUT;
+        $ENV{XTABLES_LOCKFILE} = $LOCK;
+        exec { $command[0] } @command or POSIX::_exit(127);
+    }
+    waitpid $pid, 0;
+    return ($? >> 8, slurp("$DIR/output"));
+}
+
+# A word as iptables-restore reads it.
+sub for_restore { my ($s) = @_; $s =~ s/(["\\])/\\$1/g; return qq("$s") }
+
+# What the kernel and this iptables take of these kinds of matches or targets.
+sub taken {
+    my ($command, $table, $kinds, @before) = @_;
+    my @taken;
+    for my $kind (@$kinds) {
+        my (undef, $proto, undef, @words) = @$kind;
+        my @p = @before || $proto eq '' ? () : ('-p', $proto);
+        my ($status) = iptables('', $command, '-t', $table, '-A', 'trial', @p, given(map { $_ eq 'CHAIN' ? 'other' : $_ } made(@words)));
+        push @taken, $kind if $status == 0;
+        note("$command does not take: " . join ' ', map { ref $_ ? '...' : $_ } @words) if $status != 0;
+    }
+    return \@taken;
+}
+
+SKIP: {
+    need_root();
+    skip_or_fail('no network namespace to be had') unless $OWN_NAMESPACE;
+    for my $command (map { my $f = $_; map {"$f-$_"} qw(nft legacy nft-restore legacy-restore) } qw(iptables ip6tables)) {
+        skip_or_fail("$command is not installed") unless grep { -x "$_/$command" } split /:/, $ENV{PATH};
+    }
+    # ip6tables-nft-restore 1.8.9 leaves zeros
+    for (['nft', 4, 1], ['legacy', 4, 1], ['legacy', 6, 1], ['nft', 6, 0]) {
+        my ($variant, $family, $counters) = @$_;
+        my $l2 = $family == 4 ? 'ipv4' : 'ipv6';
+        my $command = ($family == 4 ? 'iptables' : 'ip6tables') . "-$variant";
+        my $what  = "$variant, $l2";
+        my $table = pick('filter', 'mangle');
+        my $chain = maybe(0.5) ? 'prometheus' : chain_name('flag');
+        my @others = grep { $_ ne $chain } 'other', 'prometheus2', '"x', '#a', '[0:0]', "\xff";
+        iptables('', $command, '-t', $table, '-N', $_) for 'trial', 'other';
+        my %g = (family => $family, real => 1, sorted => $variant eq 'nft', others => \@others,
+            matches => taken($command, $table, usable($family, 1, @MATCHES)),
+            targets => taken($command, $table, usable($family, 1, @TARGETS), 'target'));
+        iptables('', $command, '-t', $table, @$_) for ['-F'], ['-X'];
+        cmp_ok(scalar @{ $g{matches} }, '>=', 5, "$what: the kernel takes matches of many kinds");
+
+        my @rules = map { { chain => maybe(0.9) ? $chain : pick(@others), parts => [rule(\%g)], map { $_ => $counters ? number() : 0 } qw(packets bytes) } } 1 .. 400;
+        for (@rules) {    # no loops, and no line breaks, which iptables-restore cannot read
+            my $rule = $_;
+            $_->{target} and $rule->{chain} ne $chain and "@{$_->{words}}" =~ /^-[jg]/ and @$_{qw(ends words)} = (1, ['-j', 'RETURN']) for @{ $rule->{parts} };
+            if ($counters == 0 || maybe(0.9)) {
+                defined $_->{comment} and $_->{comment} =~ tr/\n/_/ and $_->{words}[3] = string($_->{comment}) for @{ $rule->{parts} };
+            }
+        }
+        my @late = grep { grep { defined $_->{comment} && $_->{comment} =~ /\n/ } @{ $_->{parts} } } @rules;
+        @rules = ((grep { my $r = $_; !grep { $_ == $r } @late } @rules), @late);
+        my @lines = map { my $r = $_; "[$r->{packets}:$r->{bytes}] -A " . join ' ', map { for_restore($_) } $r->{chain}, given(map { @{ $_->{words} } } @{ $r->{parts} }) }
+            @rules[0 .. $#rules - @late];
+        my ($status, $said) = iptables(join('', map {"$_\n"} "*$table", map({":$_ - [0:0]"} $chain, @others), @lines, 'COMMIT'), "$command-restore", $counters ? '-c' : ());
+        for my $rule (@late) {
+            last if $status != 0;
+            ($status, $said) = iptables('', $command, '-t', $table, '-A', $rule->{chain}, given(map { @{ $_->{words} } } @{ $rule->{parts} }),
+                $counters ? ('-c', $rule->{packets}, $rule->{bytes}) : ());
+        }
+        is($status, 0, "$what: " . @rules . ' rules are loaded') or diag("NFPROM_SEED=$SEED: $said") or next;
+
+        # nft prints the words of a rule in an order of its own.
+        my $words = $variant eq 'nft' ? sub { join ' ', sort split / /, $_[0] } : sub { $_[0] };
+        my @own = grep { $_->{chain} eq $chain } @rules;
+        my $r = run(flags => ['-print', '-variant', $variant, '-table', $table, '-chain', $chain, $family == 6 ? ('-ipv4=false', '-ipv6') : ()],
+            env => { PATH => $ENV{PATH} });
+        holds("$what, " . @own . ' rules', $r, $words, scalar @own, "$l2 " => expected({ l2proto => $l2 }, $words, @own));
+    }
+}
+
+done_testing;

@@ -1,0 +1,348 @@
+/* What holds of parse.c whatever comes in. Three programs: t/fuzz-request and t/fuzz-ruleset are libFuzzer's (make fuzz;
+ * FUZZ names the function), t/fuzz replays a file: `t/fuzz request FILE`, `t/fuzz ruleset FILE`. A broken promise aborts. */
+#define _GNU_SOURCE /* memmem */
+#include "../parse.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define promise(condition, words)                                                                                          \
+    do {                                                                                                                   \
+        if (!(condition)) fprintf(stderr, "line %d: not so: %s\n", __LINE__, words), abort();                              \
+    } while (0)
+
+static bool is_in(struct text t, const char *from, size_t len) {
+    return t.len == 0 || ((uintptr_t)t.at >= (uintptr_t)from && (uintptr_t)(t.at + t.len) <= (uintptr_t)(from + len));
+}
+
+static bool same(struct text a, struct text b) { return a.len == b.len && (a.len == 0 || memcmp(a.at, b.at, a.len) == 0); }
+
+/* A copy of exactly its size, so that a sanitizer sees a byte too many being read. */
+static char *copy_of(const char *data, size_t len) {
+    char *copy = malloc(len ? len : 1);
+    promise(copy, "there is memory");
+    if (len) memcpy(copy, data, len);
+    return copy;
+}
+
+/* The limits are at thousands of bytes, where no mutation comes, and a corpus should be small: a byte 0x1c + n stands for
+ * the byte before it another 16^(n + 1) times. */
+static char *stretched(const uint8_t *data, size_t size, size_t max, size_t *len) {
+    static char out[256 * 1024];
+    promise(max <= sizeof out, "stretched() has room");
+    *len = 0;
+    for (size_t i = 0; i < size; i++) {
+        bool repeat = *len > 0 && data[i] >= 0x1c && data[i] < 0x20;
+        size_t n = repeat ? (size_t)16 << 4 * (data[i] - 0x1c) : 1;
+        if (n > max - *len) n = max - *len;
+        memset(out + *len, repeat ? out[*len - 1] : data[i], n);
+        *len += n;
+    }
+    return copy_of(out, *len);
+}
+
+/* ---- the request ----------------------------------------------------------------------------------------- */
+
+static void check_request(const char *in, size_t len, int status, const struct request *req) {
+    static const struct text root = TEXT("/");
+    static const int statuses[] = {0, 200, 400, 414, 431, 505};
+    bool known = false;
+    for (size_t i = 0; i < sizeof statuses / sizeof *statuses; i++) known |= status == statuses[i];
+    promise(known, "the status is one that parse.h names");
+    promise(is_in(req->method, in, len), "the method lies in the buffer");
+    promise(is_in(req->path, in, len) || same(req->path, root), "the path lies in the buffer");
+    promise(req->scrape_timeout_ms >= -1 && req->scrape_timeout_ms <= 86400000, "a timeout is a day at most");
+    if (status != 200) return;
+    promise(req->method.len > 0, "a request has a method");
+    for (size_t i = 0; i < req->method.len; i++)
+        promise(req->method.at[i] > ' ' && req->method.at[i] < 0x7f && !strchr("\"(),/:;<=>?@[\\]{}", req->method.at[i]),
+                "the method is a token");
+    promise(req->path.len > 0 || text_is(req->method, "CONNECT") || memmem(in, len, " * ", 3), "a request has a path");
+    promise(req->path.len == 0 || req->path.at[0] == '/', "a path begins with a slash");
+    for (size_t i = 0; i < req->path.len; i++)
+        promise(req->path.at[i] > ' ' && req->path.at[i] < 0x7f && req->path.at[i] != '?',
+                "a path is visible, without query");
+    promise(memmem(in, len, "\n\n", 2) || memmem(in, len, "\n\r\n", 3), "a request ends with an empty line");
+}
+
+#ifdef FUZZ
+enum { BEGINNINGS = 8 };
+#else
+enum { BEGINNINGS = 1000 };
+#endif
+
+/* A client may send in pieces as it likes: the first verdict on a beginning is the verdict on all that can follow. Tried are
+ * all beginnings of a short input; of a long one those that lack little, and as many others. */
+void request(const uint8_t *data, size_t size) {
+    struct request req, first = {.scrape_timeout_ms = -1};
+    size_t len, step;
+    char *in = stretched(data, size, REQUEST_MAX + 4096, &len);
+    int status = request_parse(in, len, &req), verdict = 0;
+    check_request(in, len, status, &req);
+    step = len / BEGINNINGS + 1;
+    for (size_t n = len % step; n <= len; n += len - n < BEGINNINGS + step ? 1 : step) {
+        struct request part;
+        char *copy = copy_of(in, n);
+        int now = request_parse(copy, n, &part);
+        check_request(copy, n, now, &part);
+        promise(verdict == 0 || now == verdict, "a verdict stands, whatever follows");
+        promise(now != 0 || n < REQUEST_MAX, "there is a verdict on as much as a reader must hold");
+        if (now == 200)
+            promise(status == 200 && same(part.method, req.method) && same(part.path, req.path), "whole or in parts");
+        if (now == 200 && verdict == 0) first = part;
+        if (now == 200) promise(part.scrape_timeout_ms == first.scrape_timeout_ms, "nothing is read behind the empty line");
+        verdict = now;
+        free(copy);
+    }
+    promise(verdict == status, "the same verdict on the whole and on its parts");
+    free(in);
+}
+
+/* ---- the ruleset ----------------------------------------------------------------------------------------- */
+
+static struct ruleset rs;
+static const struct text chains[] = {TEXT("prometheus"), TEXT("INPUT"), TEXT("a\"]b")};
+
+static uint64_t mix(uint64_t hash, const void *bytes, size_t n) { /* FNV-1a */
+    for (size_t i = 0; i < n; i++) hash = (hash ^ ((const unsigned char *)bytes)[i]) * 0x100000001b3;
+    return hash;
+}
+
+static uint64_t mix_text(uint64_t hash, struct text t) { return mix(mix(hash, t.at, t.len), &t.len, sizeof t.len); }
+
+/* The next word of a text without quotes, len 0 behind the last. */
+static struct text cut_word(struct text *t) {
+    const char *blank = t->len ? memchr(t->at, ' ', t->len) : NULL;
+    struct text word = {t->at, blank ? (size_t)(blank - t->at) : t->len};
+    size_t used = word.len + (blank != NULL);
+    *t = (struct text){t->len ? t->at + used : t->at, t->len - used};
+    return word;
+}
+
+static bool is_one_of(struct text word, const char *list) { /* each with a blank on both sides */
+    char wanted[20];
+    int n = snprintf(wanted, sizeof wanted, " %.*s ", word.len < 17 ? (int)word.len : 17, word.at);
+    return word.len > 0 && word.len < 17 && n == (int)word.len + 2 && strstr(list, wanted);
+}
+
+/* What the labels say of a match, read once more, in another way. False if they cannot say it. The texts must be the very
+ * same bytes: `rule` is what parse.c has found. */
+static bool labels_say(const struct rule *rule) {
+    struct text rest = rule->match, word;
+    const struct value *fields[] = {&rule->protocol, &rule->address, &rule->port};
+    struct value seen[3] = {{{NULL, 0}, false}};
+    enum direction direction = DIRECTION_NONE;
+    bool negated = false;
+    while ((word = cut_word(&rest)).len > 0) {
+        if (text_is(word, "!")) {
+            negated = true;
+            continue;
+        }
+        struct text value = cut_word(&rest);
+        bool out = is_one_of(word, " -s --sport --sports "), in = is_one_of(word, " -d --dport --dports ");
+        if (value.len == 0) return false;
+        if (text_is(word, "-m")) {
+            if (negated || !is_one_of(value, " tcp udp udplite sctp dccp multiport icmp icmp6 esp ")) return false;
+            continue;
+        }
+        if (!out && !in && !text_is(word, "-p")) return false;
+        struct value *field = &seen[out || in ? 1 + (word.at[1] == '-') : 0];
+        enum direction side = out ? DIRECTION_OUT : in ? DIRECTION_IN : direction;
+        if (field->text.len > 0 || (direction != DIRECTION_NONE && side != direction)) return false;
+        direction = side;
+        *field = (struct value){value, negated};
+        negated = false;
+    }
+    if (negated || seen[0].text.len + seen[1].text.len + seen[2].text.len == 0) return false;
+    if (!rule->expressible) return true;
+    for (int i = 0; i < 3; i++)
+        promise(fields[i]->text.len == seen[i].text.len && fields[i]->negated == seen[i].negated &&
+                    (seen[i].text.len == 0 || fields[i]->text.at == seen[i].text.at),
+                "a field is the word behind its option");
+    promise(rule->direction == direction, "the direction is that of the options");
+    return true;
+}
+
+/* A newline is inside of quotes, so there is one on each side of it. (Which is more than that is seen in said_back.) */
+static void check_lines(struct text t) {
+    const char *quote = t.len ? memchr(t.at, '"', t.len) : NULL;
+    for (size_t i = 0; i < t.len; i++)
+        if (t.at[i] == '\n')
+            promise(quote && quote < t.at + i && memchr(t.at + i, '"', t.len - i),
+                    "a newline outside of quotes ends a rule");
+}
+
+static void check_item(struct text in, enum item item, const struct rule *rule) {
+    char words[80];
+    promise(rule->chain < rs.nchains, "the chain is one of those asked for");
+    snprintf(words, sizeof words, "%llu:", (unsigned long long)rule->packets);
+    promise(memmem(in.at, in.len, words, strlen(words)), "the packets are printed so");
+    snprintf(words, sizeof words, "%llu]%s%s", (unsigned long long)rule->bytes, item == ITEM_RULE ? " -A " : "",
+             item == ITEM_RULE ? chains[rule->chain].at : "");
+    promise(memmem(in.at, in.len, words, strlen(words)), "the bytes are printed so");
+    promise(is_in(rule->target, rs.buf, rs.len), "the target lies in the buffer");
+    promise(is_in(rule->match, rs.buf, rs.len), "the match lies in the buffer");
+    promise(is_in(rule->comment, rs.comment, sizeof rs.comment), "the comment lies in its place");
+    const struct text fields[] = {rule->address.text, rule->protocol.text, rule->port.text};
+    for (size_t i = 0; i < sizeof fields / sizeof *fields; i++)
+        promise(is_in(fields[i], rule->match.at, rule->match.len), "a field is a part of the match");
+    if (item == ITEM_POLICY) {
+        promise(rule->match.len + rule->comment.len == 0 && !rule->expressible, "a policy matches nothing");
+        return;
+    }
+    struct text target = rule->target, jump = cut_word(&target);
+    promise(rule->target.len == 0 || is_one_of(jump, " -j -g "), "a target begins with -j or -g");
+    promise(!rule->terminal || target.len > 0, "what ends the traversal is a target");
+    promise(rule->match.len == 0 || rule->match.at[0] != ' ', "no blank before the match");
+    promise(rule->match.len == 0 || rule->match.at[rule->match.len - 1] != ' ', "no blank behind the match");
+    check_lines(rule->match);
+    check_lines(rule->target);
+    if (!rule->match.len || !memchr(rule->match.at, '"', rule->match.len))
+        promise(labels_say(rule) == rule->expressible, "a rule is expressible if the labels say all of it");
+}
+
+static bool has_line(struct text in, const char *line, const char *follows) {
+    size_t n = strlen(line);
+    for (const char *p = in.at, *end = in.at + in.len; (p = memmem(p, (size_t)(end - p), line, n)); p++)
+        if ((p == in.at || p[-1] == '\n') && (p + n == end || strchr(follows, p[n]))) return true;
+    return false;
+}
+
+static uint64_t random_below(uint64_t *state, uint64_t n) { /* xorshift */
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    *state ^= *state << 17;
+    return *state % n;
+}
+
+/* Reads the input, checks each item, and returns a hash of them all. seed 0: as much at a time as there is room for. What an
+ * error quotes of its line depends on how much of it was there; all else must not. */
+static uint64_t read_all(struct text in, const char *table, size_t nchains, uint64_t seed) {
+    uint64_t hash = 0xcbf29ce484222325;
+    size_t at = 0, room, pieces = seed ? 2 + random_below(&seed, 30) : 1;
+    struct rule rule;
+    ruleset_begin(&rs, table, chains, nchains);
+    for (;;) {
+        enum item item = ruleset_next(&rs, &rule);
+        if (item == ITEM_MORE) {
+            char *to = ruleset_room(&rs, &room);
+            promise(room >= READ_SIZE && is_in((struct text){to, room}, rs.buf, sizeof rs.buf), "there is room for more");
+            size_t n = in.len - at;
+            if (seed && n > 0) n = 1 + random_below(&seed, 2 * in.len / pieces + 1);
+            n = n < in.len - at ? n : in.len - at;
+            n = n < room ? n : room;
+            memcpy(to, in.at + at, n);
+            ruleset_fed(&rs, n);
+            at += n;
+            continue;
+        }
+        hash = mix(hash, &item, sizeof item);
+        if (item == ITEM_RULE || item == ITEM_POLICY) {
+            check_item(in, item, &rule);
+            const uint64_t numbers[] = {rule.chain,           rule.packets,          rule.bytes,
+                                        rule.expressible,     rule.terminal,         rule.direction,
+                                        rule.address.negated, rule.protocol.negated, rule.port.negated};
+            const struct text texts[] = {rule.address.text, rule.protocol.text, rule.port.text,
+                                         rule.match,        rule.target,        rule.comment};
+            hash = mix(hash, numbers, sizeof numbers);
+            for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) hash = mix_text(hash, texts[i]);
+            continue;
+        }
+        promise(memchr(rs.error, '\0', sizeof rs.error) && memchr(rs.remark, '\0', sizeof rs.remark), "words end");
+        promise((item == ITEM_ERROR) == (rs.error[0] != '\0'), "an error has words, nothing else has");
+        if (item == ITEM_END) {
+            char head[40];
+            snprintf(head, sizeof head, "*%s", table);
+            promise(has_line(in, head, "\n") && has_line(in, "COMMIT", "\n"), "the end is behind the table and its COMMIT");
+            for (size_t i = 0; i < nchains; i++) {
+                snprintf(head, sizeof head, ":%s", chains[i].at);
+                promise(has_line(in, head, " "), "the end is behind every chain");
+            }
+            promise(at == in.len, "the end is at the end");
+        }
+        return mix(mix_text(hash, rs.missing), &rs.nft, sizeof rs.nft);
+    }
+}
+
+/* A string as iptables-save prints it, xtables_save_string in libxtables. */
+static char *put_string(char *to, struct text s) {
+    bool bare = s.len > 0;
+    for (size_t i = 0; i < s.len; i++)
+        bare &= (s.at[i] >= '0' && s.at[i] <= '9') || (s.at[i] >= 'A' && s.at[i] <= 'Z') ||
+                (s.at[i] >= 'a' && s.at[i] <= 'z') || s.at[i] == '_' || s.at[i] == '-';
+    if (!bare) *to++ = '"';
+    for (size_t i = 0; i < s.len; i++) {
+        if (!bare && (s.at[i] == '"' || s.at[i] == '\\' || s.at[i] == '\'')) *to++ = '\\';
+        *to++ = s.at[i];
+    }
+    if (!bare) *to++ = '"';
+    return to;
+}
+
+static char *put(char *to, const char *words) { return stpcpy(to, words); }
+
+/* Whoever may set a comment sets nothing else: the input as a comment and as a string to look for, in a rule that is printed
+ * as iptables-save prints it. What is understood must be the input, and the rules on both sides of it. */
+static void said_back(const uint8_t *data, size_t size) {
+    static const char rest[] = " -j RETURN\n[3:4] -A prometheus -p udp\nCOMMIT\n";
+    static char out[4096], wanted[1024], quoted[1024];
+    struct text said = {(const char *)data, strnlen((const char *)data, size < 255 ? size : 255)};
+    struct text quote = {quoted, (size_t)(put_string(quoted, said) - quoted)};
+    for (int as_comment = 0; as_comment < 2; as_comment++) {
+        char *end = put(out, "*filter\n:prometheus - [0:0]\n[1:2] -A prometheus -p tcp");
+        end = put(end, as_comment ? " -m comment --comment " : " -m string --string ");
+        end = mempcpy(end, quote.at, quote.len);
+        end = put(end, " -m comment --comment \"x y\"");
+        end = put(end, rest);
+        struct rule rule;
+        size_t room, len = (size_t)(end - out);
+        ruleset_begin(&rs, "filter", chains, 1);
+        memcpy(ruleset_room(&rs, &room), out, len);
+        ruleset_fed(&rs, len);
+        promise(ruleset_next(&rs, &rule) == ITEM_RULE && rule.packets == 1 && rule.bytes == 2, "the rule is read");
+        end = put(wanted, "-p tcp");
+        if (!as_comment) end = mempcpy(put(end, " -m string --string "), quote.at, quote.len);
+        promise(same(rule.match, (struct text){wanted, (size_t)(end - wanted)}), "the match is what was printed");
+        promise(text_is(rule.target, "-j RETURN") && rule.expressible == as_comment, "what follows is not touched");
+        end = as_comment ? mempcpy(wanted, said.at, said.len) : wanted;
+        end = put(end, as_comment && said.len ? "; x y" : "x y");
+        promise(same(rule.comment, (struct text){wanted, (size_t)(end - wanted)}), "the comment is what was set");
+        promise(ruleset_next(&rs, &rule) == ITEM_RULE && rule.packets == 3 && text_is(rule.match, "-p udp"),
+                "so is the next");
+        promise(ruleset_next(&rs, &rule) == ITEM_MORE, "there is no other rule");
+        ruleset_fed(&rs, 0);
+        promise(ruleset_next(&rs, &rule) == ITEM_END, "the end is read");
+    }
+}
+
+void ruleset(const uint8_t *data, size_t size) {
+    size_t len, nchains = 1;
+    char *copy = stretched(data, size, 256 * 1024, &len);
+    struct text in = {copy, len};
+    while (nchains < sizeof chains / sizeof *chains && memmem(copy, len, chains[nchains].at, chains[nchains].len))
+        nchains++;
+    uint64_t whole = read_all(in, "filter", nchains, 0), seed = mix(1, data, size) | 1;
+    for (int i = 0; i < 2; i++)
+        promise(read_all(in, "filter", nchains, seed + (uint64_t)i * 2) == whole, "whole or in parts");
+    free(copy);
+    said_back(data, size);
+}
+
+#ifdef FUZZ
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+    FUZZ(data, size);
+    return 0;
+}
+#else
+int main(int argc, char **argv) {
+    static uint8_t data[1024 * 1024];
+    FILE *file = argc == 3 ? fopen(argv[2], "rb") : NULL;
+    if (!file) return fprintf(stderr, "usage: t/fuzz request|ruleset FILE\n"), 2;
+    size_t size = fread(data, 1, sizeof data, file);
+    fclose(file);
+    (strcmp(argv[1], "request") == 0 ? request : ruleset)(data, size);
+    return 0;
+}
+#endif
