@@ -652,6 +652,8 @@ static void explain(const struct config *cfg, struct family *f, const char *comm
              strcmp(cfg->table, "raw") == 0 ? "PREROUTING" : "INPUT", rs->missing.at);
         if (strstr(said, "legacy tables present"))
             puts_to(&reason, "; the legacy backend has rules too: if the chain is among them, use -variant legacy");
+        else if (!cfg->variant)
+            puts_to(&reason, "; if it is in the other backend, use -variant nft or -variant legacy");
     } else if (sudo) {
         putf(&reason,
              "; nfprom has no CAP_NET_ADMIN: give it that capability (systemd: AmbientCapabilities=CAP_NET_ADMIN)"
@@ -1009,8 +1011,13 @@ static _Noreturn void serve_connection(const struct config *cfg, int fd, const s
     _exit(serve(cfg));
 }
 
+struct children {
+    unsigned n;
+    pid_t pids[CONNECTIONS_MAX];
+};
+
 /* Takes a connection, if there is one. False in a shortage: the caller waits a moment. */
-static bool take_connection(const struct config *cfg, int listener, const sigset_t *mask, unsigned *children) {
+static bool take_connection(const struct config *cfg, int listener, const sigset_t *mask, struct children *children) {
     pid_t parent = getpid(), child = -1;
     int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
     if (fd < 0 && errno != EMFILE && errno != ENFILE && errno != ENOBUFS && errno != ENOMEM)
@@ -1020,13 +1027,15 @@ static bool take_connection(const struct config *cfg, int listener, const sigset
     if (child < 0)
         log_line("-addr: a connection %s: %s", fd < 0 ? "has to wait" : "is lost, no process for it", strerror(errno));
     if (fd >= 0) close(fd);
-    *children += child > 0;
+    if (child > 0) children->pids[children->n++] = child;
     return child > 0;
 }
 
-static unsigned reap(unsigned children) {
-    while (children > 0 && waitpid(-1, NULL, WNOHANG) > 0) children--;
-    return children;
+/* Takes back what has ended; to the first process of a container come the orphans of others too. */
+static void reap(struct children *children) {
+    for (pid_t pid; (pid = waitpid(-1, NULL, WNOHANG)) > 0;)
+        for (unsigned i = 0; i < children->n; i++)
+            if (children->pids[i] == pid) children->pids[i] = children->pids[--children->n];
 }
 
 /* Until SIGTERM or SIGINT. Then those that are being answered get a second; the rest ends with this process. */
@@ -1034,7 +1043,7 @@ static int listen_and_serve(const struct config *cfg) {
     struct pollfd listeners[LISTENERS_MAX];
     struct timespec moment = {.tv_nsec = 50L * 1000 * 1000};
     size_t n = listen_all(cfg->addr, listeners);
-    unsigned children = 0;
+    struct children children = {.n = 0};
     sigset_t mask, ours;
     sigemptyset(&mask);
     sigemptyset(&ours);
@@ -1046,14 +1055,14 @@ static int listen_and_serve(const struct config *cfg) {
     sigprocmask(SIG_BLOCK, &ours, NULL); /* they arrive in ppoll only */
     while (n > 0 && !stopped) {
         bool shortage = false;
-        int ready = ppoll(listeners, children < CONNECTIONS_MAX ? n : 0, NULL, &mask);
-        for (size_t i = 0; i < n && ready > 0; i++)
+        int ready = ppoll(listeners, children.n < CONNECTIONS_MAX ? n : 0, NULL, &mask);
+        for (size_t i = 0; i < n && ready > 0 && children.n < CONNECTIONS_MAX; i++)
             if (listeners[i].revents && !take_connection(cfg, listeners[i].fd, &mask, &children)) shortage = true;
         if (shortage) ppoll(NULL, 0, &moment, &mask);
-        children = reap(children);
+        reap(&children);
     }
     for (size_t i = 0; i < n; i++) close(listeners[i].fd);
-    for (usec until = now() + SECOND; (children = reap(children)) > 0 && now() < until;) ppoll(NULL, 0, &moment, &mask);
+    for (usec until = now() + SECOND; reap(&children), children.n > 0 && now() < until;) ppoll(NULL, 0, &moment, &mask);
     return n == 0;
 }
 

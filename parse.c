@@ -109,27 +109,25 @@ int request_parse(const char *buf, size_t len, struct request *req) {
     *req = (struct request){{buf, 0}, {buf, 0}, -1};
     while (pos < end && (*pos == '\r' || *pos == '\n')) /* empty lines before a request, RFC 9112 section 2.2 */
         pos++;
+    if (pos - buf > REQUEST_LINE_MAX) return 414;
     if (pos < end && !consists_of((struct text){pos, 1}, token_chars))
         return 400; /* a TLS handshake, say, would wait for our answer without ever ending its line */
     const char *start = pos;
     bool whole = cut_line(&pos, end, &line);
-    if (whole ? line.len > REQUEST_LINE_MAX : end - start > REQUEST_LINE_MAX + 1 || start - buf > REQUEST_LINE_MAX)
-        return 414;
+    if (whole ? line.len > REQUEST_LINE_MAX : end - start > REQUEST_LINE_MAX + 1) return 414;
     int status = whole ? parse_request_line(line, req, &needs_host) : 0;
     return status == 200 ? parse_headers(pos, end, req, needs_host) : status;
 }
 
 /* ---- the words of a rule -------------------------------------------------------------------------------- */
 
-/* A rule is a row of words parted by blanks. Of three kinds, by where a word stands:
- *   raw     after an option of raw_options: printed as it is, with blanks and quotes; it reaches to the next option
- *           (but not if that "option" is a bare value itself: `--comment -i`)
- *   quoted  begins with a double quote: to the next one; a backslash takes the next byte as it is; may hold newlines
- *   bare    to the next blank
+/* A rule is a row of words parted by blanks. The value of an option that iptables prints as a string begins with a double
+ * quote, if it is not bare, and reaches to the next one; a backslash takes the next byte as it is, and newlines may be inside.
+ * Nowhere else does a quote mean anything: names (interfaces, sets, chains, labels) are printed raw and may begin with one.
  * Only inside a quoted word is a newline not the end of the rule. */
 struct words {
     const char *at, *end;
-    enum { OPTION, RAW_VALUE, VALUE } next; /* what the next word is, as far as the one before it says */
+    bool string; /* the next word is the value of such an option */
 };
 
 enum word { WORD, WORD_LINE_END, WORD_NO_MORE, WORD_BAD };
@@ -139,49 +137,19 @@ static bool one_of(struct text word, const struct text *names) {
     return names->len > 0;
 }
 
-static const struct text raw_options[] = {TEXT("-i"),
-                                          TEXT("-o"),
-                                          TEXT("-j"),
-                                          TEXT("-g"),
-                                          TEXT("--match-set"),
-                                          TEXT("--name"),
-                                          TEXT("--hashlimit-name"),
-                                          TEXT("--physdev-in"),
-                                          TEXT("--physdev-out"),
-                                          TEXT("--add-set"),
-                                          TEXT("--del-set"),
-                                          TEXT("--map-set"),
-                                          TEXT("--rateest"),
-                                          TEXT("--rateest1"),
-                                          TEXT("--rateest2"),
-                                          TEXT("--rateest-name"),
-                                          {NULL, 0}};
-static const struct text string_options[] = {TEXT("--comment"),     TEXT("--log-prefix"),     TEXT("--nflog-prefix"),
-                                             TEXT("--ulog-prefix"), TEXT("--helper"),         TEXT("--string"),
-                                             TEXT("--selctx"),      TEXT("--led-trigger-id"), {NULL, 0}};
-
-/* The end of the raw word at p: before a blank and "-x", "--x" or "! -". */
-static const char *raw_end(const char *p, const char *end) {
-    const char *last = p; /* behind the last byte that is not a blank */
-    for (; p < end && *p != '\n'; p++) {
-        if (*p != ' ') {
-            last = p + 1;
-            continue;
-        }
-        const char *next = end - p > 3 && p[1] == '!' && p[2] == ' ' ? p + 3 : p + 1;
-        if (end - next >= 2 && next[0] == '-' && (next[1] == '-' || strchr(LETTERS, next[1]))) break;
-    }
-    return last;
-}
+static const struct text string_options[] = {TEXT("--comment"),        TEXT("--log-prefix"),
+                                             TEXT("--nflog-prefix"),   TEXT("--ulog-prefix"),
+                                             TEXT("--string"),         TEXT("--hex-string"),
+                                             TEXT("--helper"),         TEXT("--u32"),
+                                             TEXT("--bytecode"),       TEXT("--path"),
+                                             TEXT("--led-trigger-id"), {NULL, 0}};
 
 static enum word next_word(struct words *w, struct text *word) {
     while (w->at < w->end && *w->at == ' ') w->at++;
     const char *p = w->at, *end = w->end, *to = p;
     if (p == end) return WORD_NO_MORE;
     if (*p == '\n') return WORD_LINE_END;
-    if (w->next == RAW_VALUE) {
-        to = raw_end(p, end);
-    } else if (*p == '"') {
+    if (w->string && *p == '"') {
         for (to++; to < end && *to != '"'; to++) to += *to == '\\';
         if (to >= end) return WORD_NO_MORE;
         if (++to < end && *to != ' ' && *to != '\n') return WORD_BAD;
@@ -190,8 +158,7 @@ static enum word next_word(struct words *w, struct text *word) {
     }
     *word = between(p, to);
     w->at = to;
-    bool option = w->next == OPTION && *p == '-';
-    w->next = option && one_of(*word, raw_options) ? RAW_VALUE : option && one_of(*word, string_options) ? VALUE : OPTION;
+    w->string = !w->string && *p == '-' && one_of(*word, string_options);
     return WORD;
 }
 
@@ -234,7 +201,7 @@ static long line_length(const char *p, const char *end) {
     bool overflow;
     struct text chain, word;
     if (*p == '[' && memchr(p, '"', (size_t)(stop - p)) && rule_head(between(p, stop), counters, &overflow, &chain)) {
-        struct words w = {chain.at + chain.len, end, OPTION};
+        struct words w = {chain.at + chain.len, end, false};
         enum word kind;
         while ((kind = next_word(&w, &word)) == WORD)
             ;
@@ -290,7 +257,7 @@ static void take_comment(struct ruleset *rs, struct rule *rule, struct text word
     char *to = rs->comment + rule->comment.len;
     const char *p = word.at, *end = p + word.len;
     bool quoted = word.len >= 2 && *p == '"';
-    for (const char *joint = rule->comment.len > 0 ? "; " : ""; *joint; joint++) *to++ = *joint;
+    for (const char *joint = rule->comment.at ? "; " : ""; *joint; joint++) *to++ = *joint;
     for (p += quoted, end -= quoted; p < end; p++) {
         p += quoted && *p == '\\';
         *to++ = *p;
@@ -323,7 +290,7 @@ static void parse_target(struct words *w, char *start, char *end, struct text ju
 /* Reads the words of a rule, from behind the chain's name to the end of its line. They are rewritten in place. */
 static void parse_rule(struct ruleset *rs, char *start, const char *line_end, struct rule *rule) {
     start += start < line_end; /* the blank */
-    struct words w = {start, line_end, OPTION};
+    struct words w = {start, line_end, false};
     struct text word, value;
     char *end = start;
     bool negated = false, says_all = true;
@@ -334,7 +301,7 @@ static void parse_rule(struct ruleset *rs, char *start, const char *line_end, st
         }
         bool match = text_is(word, "-m"), comment = text_is(word, "--comment");
         const struct side *side = find_side(word);
-        bool paired = (match || side || w.next != OPTION) && next_word(&w, &value) == WORD;
+        bool paired = (match || side || w.string) && next_word(&w, &value) == WORD;
         if (paired && comment) take_comment(rs, rule, value);
         if (paired && (comment || (match && text_is(value, "comment")))) continue;
         bool bang = text_is(keep(start, &end, word), "!");
@@ -413,9 +380,9 @@ static enum item chain_line(struct ruleset *rs, struct text line, struct rule *r
     if (chain == rs->nchains) return ITEM_MORE;
     uint64_t counters[2];
     bool overflow;
-    const char *p = memchr(policy_at, ' ', (size_t)(end - policy_at));
-    struct text policy = between(policy_at, p ? p : end);
-    if (!p++ || rs->found[chain] || !parse_counters(&p, end, counters, &overflow) || p != end || overflow)
+    const char *second = memchr(policy_at, ' ', (size_t)(end - policy_at)), *p = second ? second + 1 : end;
+    struct text policy = between(policy_at, second ? second : end);
+    if (!second || rs->found[chain] || !parse_counters(&p, end, counters, &overflow) || p != end || overflow)
         return fail(rs, "chain not understood: ", line);
     rs->found[chain] = true;
     *rule = (struct rule){.chain = chain, .packets = counters[0], .bytes = counters[1], .target = policy};
@@ -424,14 +391,18 @@ static enum item chain_line(struct ruleset *rs, struct text line, struct rule *r
 
 static enum item rule_line(struct ruleset *rs, struct text line, struct rule *rule) {
     struct text name;
+    struct words w = {NULL, line.at + line.len, false};
     uint64_t counters[2];
     bool overflow;
     if (!rule_head(line, counters, &overflow, &name)) return fail(rs, "rule not understood: ", line);
     size_t chain = find_chain(rs, name);
     if (chain == rs->nchains) return ITEM_MORE;
+    const char *words = w.at = name.at + name.len;
+    if (next_word(&w, &name) == WORD && *name.at != '-' && *name.at != '!') /* the tail of a raw name with a newline */
+        return fail(rs, "rule not understood: ", line);
     if (overflow) return fail(rs, "a counter of 2^64 or more: ", line);
     *rule = (struct rule){.chain = chain, .packets = counters[0], .bytes = counters[1]};
-    parse_rule(rs, rs->buf + (name.at + name.len - rs->buf), line.at + line.len, rule);
+    parse_rule(rs, rs->buf + (words - rs->buf), line.at + line.len, rule);
     return ITEM_RULE;
 }
 

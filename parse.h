@@ -46,9 +46,9 @@ int request_parse(const char *buf, size_t len, struct request *req);
 /* ---- the ruleset ------------------------------------------------------------------------------------------- */
 
 enum {
-    /* A legacy rule holds at most 64 KiB of matches, that is 227 comments of 255 bytes; each byte of a comment is printed
-     * as two at most. Nothing that iptables-save prints on one line comes near 128 KiB. */
-    RULE_LINE_MAX = 128 * 1024,
+    /* A legacy rule holds at most 64 KiB of matches; what prints longest is bpf's bytecode, 8 bytes of it as 25. Nothing that
+     * iptables-save prints on one line comes near 512 KiB. */
+    RULE_LINE_MAX = 512 * 1024,
     READ_SIZE = 64 * 1024, /* least room that ruleset_room() gives */
     CHAINS_MAX = 64,
     CHAIN_NAME_MAX = 28 /* bytes, netfilter's XT_EXTENSION_MAXNAMELEN less the NUL */

@@ -24,7 +24,7 @@ use NF;
 
 my $OWN_NAMESPACE = delete $ENV{NFPROM_TEST_NAMESPACE};
 my $SEED = defined $ENV{NFPROM_SEED} ? $ENV{NFPROM_SEED} : (time ^ $$ << 12) & 0x7fffffff;
-my $RULESETS = 20;
+my $RULESETS = 30;
 srand $SEED;
 diag("NFPROM_SEED=$SEED");
 
@@ -39,7 +39,7 @@ sub often { my ($few, $any) = @_; return maybe(0.5) ? pick(@$few) : $any->() }
 
 # Any bytes but NUL, with a liking for those that mean something.
 my @TELLING = ('"', '\\', '\'', ' ', "\n", "\r", "\t", '!', '-', '#', ':', '*', '[', ']', '{', '}', '\xe9', "\xe9", "\xc3\xa9",
-    "\xe2\x82\xac", "\xf0\x9f\x90\xab", "\xed\xa0\x80", "\xc0\xaf", "\xe2\x82", "\xef\xbf\xbe", "\x7f", "\x01", "\xff", '\\n', ' "', '" ', '\\"',
+    "\xe2\x82\xac", "\xf0\x9f\x90\xab", "\xed\xa0\x80", "\xc0\xaf", "\xe2\x82", "\xef\xbf\xbd", "\x7f", "\x01", "\xff", '\\n', ' "', '" ', '\\"',
     ' -j DROP', ' -s 6.6.6.6/32', ' --dport 66', '-m comment --comment', "\nCOMMIT\n", "\n*nat\n:prometheus - [0:0]\n", "\n# Completed",
     "\n[5:5] -A prometheus -s 6.6.6.6/32 -j RETURN\n", "\"\n[5:5] -A prometheus -p tcp\n\"", "\n:INPUT DROP [6:6]\n");
 
@@ -54,7 +54,7 @@ sub bytes {
 }
 
 sub number {
-    my $n = pick(0, 1, 2**32, 2**53, 2**63, between(0, 1000), between(0, 2**32), 18446744073709551615,
+    my $n = pick(0, 1, 1 << 32, 1 << 53, 1 << 63, between(0, 1000), between(0, 1 << 32), 18446744073709551615,
         int(rand 2**32) << 32 | int rand 2**32);
     return $n > 0 && maybe(0.1) ? $n - 1 : $n;
 }
@@ -187,8 +187,8 @@ my @MATCHES = (
     ['46', '', '', qw(-m tcp --new-option), sub { between(1, 9) }],
     ['46', '', '', qw(-m eui64)],
     ['46', '', '', qw(-m rpfilter --loose)],
-    ['46', '', '', qw(-m set --match-set), sub { name(28) }, 'src,dst'],
-    ['46', '', '', qw(-m set ! --match-set), sub { name(28) }, 'src'],
+    ['46', '', '', qw(-m set --match-set), sub { name(28) . ' src,dst' }],
+    ['46', '', '', qw(-m set ! --match-set), sub { name(28) . ' src' }],
     ['46', '', '', qw(-m nfacct --nfacct-name), sub { name(28) }],
     ['46', '', '', qw(-m rateest --rateest), sub { name(15) }, qw(--rateest-gt --rateest-bps 1)],
     ['46', '', '', qw(-m u32 --u32 "0x0>>0x16&0x3c=0x1")],
@@ -211,7 +211,7 @@ my @TARGETS = (
     ['4', 0, 'real', qw(-j TEE --gateway 192.0.2.1 --oif), sub { name(15) }],
     ['6', 0, 'real', qw(-j TEE --gateway 2001:db8::1 --oif), sub { name(15) }],
     ['46', 0, '', qw(-j LOG --log-prefix), sub { string(bytes(29)) }, qw(--log-level 7)],
-    ['46', 0, '', qw(-j SET --add-set), sub { name(28) }, 'src'],
+    ['46', 0, '', qw(-j SET --add-set), sub { name(28) . ' src' }],
     ['46', 0, '', qw(-j CT --notrack)],
     ['46', 0, '', qw(-j IDLETIMER --timeout 5 --label), sub { name(27) }],
     ['4', 1, '', qw(-j DNAT --to-destination 10.0.0.1:80)], ['4', 1, '', qw(-j SNAT --to-source 10.0.0.1)],
@@ -389,7 +389,7 @@ sub holds {
                 push @wrong, "number $i: got      " . ($got->[$i] // 'nothing'), "expected " . ($expected->[$i] // 'nothing');
             }
         }
-        ok(!@wrong, "$what: $promise") or diag(map {"  $_\n"} "NFPROM_SEED=$SEED", @wrong[0 .. ($#wrong < 5 ? $#wrong : 5)]);
+        ok(!@wrong, "$what: $promise") or diag(map { my $w = substr $_, 0, 2000; "  $w\n" } "NFPROM_SEED=$SEED", @wrong[0 .. ($#wrong < 5 ? $#wrong : 5)]);
     }
     is(join(' ', sort map { keys %$_ } values %got), '', "$what: and nothing else");
 }
@@ -530,7 +530,7 @@ SKIP: {
         iptables('', $command, '-t', $table, @$_) for ['-F'], ['-X'];
         cmp_ok(scalar @{ $g{matches} }, '>=', 5, "$what: the kernel takes matches of many kinds");
 
-        my @rules = map { { chain => maybe(0.9) ? $chain : pick(@others), parts => [rule(\%g)], map { $_ => $counters ? number() : 0 } qw(packets bytes) } } 1 .. 400;
+        my @rules = map { { chain => maybe(0.9) ? $chain : pick(@others), parts => [rule(\%g)], map { $_ => $counters ? number() : 0 } qw(packets bytes) } } 1 .. 800;
         for (@rules) {    # no loops, and no line breaks, which iptables-restore cannot read
             my $rule = $_;
             $_->{target} and $rule->{chain} ne $chain and "@{$_->{words}}" =~ /^-[jg]/ and @$_{qw(ends words)} = (1, ['-j', 'RETURN']) for @{ $rule->{parts} };

@@ -78,8 +78,8 @@ GUEST
 my ($machine, $root) = ("$DIR/machine", "$DIR/machine/root");
 mkdir $machine;
 must(qw(mount -t tmpfs -o mode=755 none), $machine);
-mkdir "$machine/$_" for qw(upper work root);
-must('mount', '-t', 'overlay', '-o', "lowerdir=/,upperdir=$machine/upper,workdir=$machine/work", 'overlay', $root);
+mkdir "$machine/$_" for qw(upper scratch root);
+must('mount', '-t', 'overlay', '-o', "lowerdir=/,upperdir=$machine/upper,workdir=$machine/scratch", 'overlay', $root);
 must('mkdir', '-p', "$root/srv/nfprom/out", "$root/srv/nfprom/source");
 must('sh', '-c', 'cd "$1" && cp -r Makefile README.md *.c *.h systemd xinetd "$2"', 'sh', $SOURCE, "$root/srv/nfprom/source");
 must('cp', $NFPROM, "$root/srv/nfprom/source/nfprom");
@@ -149,6 +149,7 @@ is(fact('silent-failed'), '',                        'connections that say nothi
 
 is(answered('hang')->{status}, 504,                  'an iptables-save that hangs is a 504');
 is(fact('hang-left'), '',                            'and nothing of it is left');
+note('exposure: ', fact('security'), 'with the drop-in: ', fact('legacy-security'));
 is(packets('legacy'), 92,                            'with the drop-in the legacy tables are read');
 is(fact('left'), '',                                 'make uninstall leaves no file');
 diag("in the container: ", slurp("$root/srv/nfprom/log")) if !Test::More->builder->is_passing;
