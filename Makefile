@@ -57,6 +57,18 @@ lint:
 	clang-tidy --quiet --warnings-as-errors='*' nfprom.c parse.c -- $(STANDARD)
 	cppcheck --quiet --error-exitcode=1 --std=c11 --enable=warning,performance,portability --inline-suppr nfprom.c parse.c
 
+# parse.c against what it may be fed, FUZZ_SECONDS for each of its two grammars; a broken promise leaves its input in t/.
+FUZZ_SECONDS ?= 60
+FUZZERS = t/fuzz-request t/fuzz-ruleset
+fuzz: $(FUZZERS)
+	for f in $^; do ./$$f -max_total_time=$(FUZZ_SECONDS) -artifact_prefix=t/ -print_final_stats=1 || exit; done
+
+$(FUZZERS): t/fuzz-%: t/fuzz.c parse.c parse.h
+	clang $(STANDARD) $(WARNINGS) -O1 -g -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -DFUZZ=$* -o $@ t/fuzz.c parse.c
+
+t/fuzz: t/fuzz.c parse.c parse.h .compiled-with
+	$(COMPILE) -o $@ t/fuzz.c parse.c
+
 # The files name the default places; what is installed names the real ones.
 PLACE = sed -e 's|/usr/local/sbin/|$(SBINDIR)/|' -e 's|/usr/local/share/doc/nfprom/|$(DOCDIR)/|'
 
@@ -85,6 +97,6 @@ run: nfprom
 	@t/run "$(ADDR)" "$(PORT)"
 
 clean:
-	rm -f nfprom t/parse .compiled-with
+	rm -f nfprom t/parse t/fuzz $(FUZZERS) .compiled-with
 
-.PHONY: force test lint install install-xinetd uninstall run clean
+.PHONY: force test lint fuzz install install-xinetd uninstall run clean

@@ -143,6 +143,9 @@ static const struct {
     {"an interface with a quote", " -i \"a -p tcp -m comment --comment \"x y\"", "rule~ |-i \"a -p tcp||x y|"},
     {"an interface with a quote after a blank", " -i a \"b -p tcp", "rule~ |-i a \"b -p tcp|||"},
     {"a set's name with a quote", " -m set --match-set \"x src -j RETURN", "rule |-m set --match-set \"x src|-j RETURN||"},
+    {"a label with a blank and a quote", " -j IDLETIMER --timeout 5 --label a \"b", "rule~ ||-j IDLETIMER --timeout 5 --label a \"b||"},
+    {"a label that is all quote", " -j TEE --gateway 192.0.2.1 --oif \"x", "rule~ ||-j TEE --gateway 192.0.2.1 --oif \"x||"},
+    {"an empty comment before another", " -p tcp -m comment --comment \"\" -m comment --comment x", "seed~ - none tcp - |-p tcp||; x|"},
     {"a target with a quote", " -j \"x", "rule~ ||-j \"x||"},
 };
 
@@ -232,6 +235,9 @@ static const struct {
     {"a negative counter", HEAD ":prometheus - [0:0]\n[-1:2] -A prometheus\nCOMMIT\n", "rule not understood: [-1:2] -A prometheus"},
     {"a chain twice", HEAD ":prometheus - [0:0]\n:prometheus - [0:0]\nCOMMIT\n", "chain not understood: :prometheus - [0:0]"},
     {"a table twice", "*filter\n:prometheus - [0:0]\nCOMMIT\n*filter\nCOMMIT\n", "the table comes twice: *filter"},
+    {"the tail of a raw name with a newline", HEAD ":prometheus - [0:0]\n[0:0] -A prometheus --match-set x\n[9:9] -A prometheus src\nCOMMIT\n",
+     "rule~ 0:0 |--match-set x||| rule not understood: [9:9] -A prometheus src"},
+    {"a policy without counters", "*filter\n:prometheus ACCEPT\nCOMMIT\n", "chain not understood: :prometheus ACCEPT"},
     {"garbage", "hello\n", "unexpected line: hello"},
 };
 
