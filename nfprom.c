@@ -57,7 +57,7 @@ enum {
     HEAD_ROOM = 512, /* for the head of a response, in front of its body */
     SAID_MAX = 1000, /* bytes kept of what iptables-save says on standard error: the last ones */
     REASON_MAX = 3000,
-    NAMESPACE_MAX = 100,
+    NAMESPACE_MAX = 400,
     CONNECTIONS_MAX = 512, /* at once, with -addr */
     LISTENERS_MAX = 16,
     CAP_NET_ADMIN = 12 /* linux/capability.h, which not every libc's headers bring */
@@ -195,7 +195,7 @@ static const char *port_colon(const char *addr) {
     if (!colon || colon - addr > 255 || strspn(colon + 1, "0123456789") != strlen(colon + 1) || strlen(colon + 1) > 5 ||
         atol(colon + 1) < 1 || atol(colon + 1) > 65535)
         return NULL;
-    return (*addr == '[' ? colon[-1] == ']' : strchr(addr, ':') == colon) ? colon : NULL;
+    return (*addr == '[' ? colon - addr > 2 && colon[-1] == ']' : strchr(addr, ':') == colon) ? colon : NULL;
 }
 
 static bool set_value(struct config *cfg, const char *flag, const char *value) {
@@ -459,7 +459,7 @@ static bool add_rule(const struct config *cfg, struct family *f, const struct ru
     uint32_t copy = count_copy(f, &s);
     if (rule->expressible && copy == 1) {
         s.kind = SEED;
-        if (rule->comment.len > 0) put_label(text, ",comment", "", rule->comment);
+        if (rule->comment.at) put_label(text, ",comment", "", rule->comment);
         s.comment_len = (uint32_t)(text->len - s.labels) - s.len;
         tally->exported++;
         tally->nonterminal += !rule->terminal;
@@ -521,6 +521,7 @@ static void end_group(int signal) {
 static _Noreturn void collect(const char *command, pid_t parent, int out, int err) {
     setpgid(0, 0);
     signal(SIGPIPE, SIG_DFL);
+    signal(SIGXFSZ, SIG_DFL);
     signal(SIGTERM, end_group);
     prctl(PR_SET_PDEATHSIG, SIGTERM); /* nfprom killed: nothing may be left behind */
     if (getppid() != parent || dup2(err, STDIN_FILENO) < 0 || dup2(out, STDOUT_FILENO) < 0 || dup2(err, STDERR_FILENO) < 0)
@@ -632,13 +633,15 @@ static bool may_read(void) {
 static void explain(const struct config *cfg, struct family *f, const char *command, const struct run *run,
                     const struct ruleset *rs) {
     struct buffer reason = {.data = f->reason, .size = sizeof f->reason - 1};
-    const char *said = run->said, *save = strstr(command, "ip"); /* behind sudo */
+    const char *cut = run->said_len == SAID_MAX ? strchr(run->said, '\n') : NULL, *said = cut ? cut + 1 : run->said,
+               *save = strstr(command, "ip"); /* behind sudo */
     const char *tables = strcmp(f->l2proto, "ipv6") == 0 ? "ip6tables" : "iptables";
     bool sudo = save > command, denied = strstr(said, "ermi") || strstr(said, "must be root");
     memset(f->reason, 0, sizeof f->reason);
     putf(&reason, "`%s` ", command);
     if (run->timed_out)
-        puts_to(&reason, "did not end in time and was killed (-timeout, or the scraper's own)");
+        putf(&reason, "did not end in time%s (-timeout, or the scraper's own)",
+             sudo ? "; what sudo started is root's and cannot be killed" : " and was killed");
     else if (run->status != 0 && rs->ended)
         putf(&reason, "ended with status %d", run->status);
     else
@@ -824,19 +827,25 @@ static const struct status {
     {505, "HTTP Version Not Supported", "HTTP/1.0 and HTTP/1.1 are spoken here.\n"},
 };
 
-/* False if the client went away, or does not read until the deadline: there is nobody to tell. */
-static bool send_all(const char *p, size_t len, usec deadline) {
+/* 0 if all is sent; -1 if the client went away, or does not read until the deadline: there is nobody to tell; 1 if standard
+ * output cannot be written at all. */
+static int send_all(const char *p, size_t len, usec deadline) {
     while (len > 0) {
         struct pollfd fd = {.fd = STDOUT_FILENO, .events = POLLOUT};
         ssize_t n = send(STDOUT_FILENO, p, len, MSG_DONTWAIT | MSG_NOSIGNAL);
         if (n < 0 && errno == ENOTSOCK) /* a pipe that poll calls writable takes so much without blocking */
-            n = poll(&fd, 1, ms_until(deadline)) > 0 ? write(STDOUT_FILENO, p, len < 4096 ? len : 4096) : -1;
-        if (n < 0 && errno != EAGAIN && errno != EINTR) return false;
+            n = poll(&fd, 1, ms_until(deadline)) > 0 ? write(STDOUT_FILENO, p, len < 4096 ? len : 4096)
+                                                     : (errno = EAGAIN, -1);
+        if (n < 0 && errno != EAGAIN && errno != EINTR) {
+            bool gone = errno == EPIPE || errno == ECONNRESET || errno == ETIMEDOUT;
+            if (!gone) log_line("cannot answer: %s", strerror(errno));
+            return gone ? -1 : 1;
+        }
         p += n > 0 ? n : 0;
         len -= n > 0 ? (size_t)n : 0;
-        if (len > 0 && poll(&fd, 1, ms_until(deadline)) == 0) return false;
+        if (len > 0 && poll(&fd, 1, ms_until(deadline)) == 0) return -1;
     }
-    return true;
+    return 0;
 }
 
 /* Half-closes, then reads what the client still sends: a close with unread input would make TCP throw away the answer. */
@@ -850,9 +859,8 @@ static void drain(usec deadline) {
         n = read(STDIN_FILENO, waste, sizeof waste);
 }
 
-/* Sends the answer in one piece, its head put right in front of the body, which begins HEAD_ROOM bytes into its buffer. */
-static void answer(const struct status *status, const char *type, const struct buffer *body, bool head_only,
-                   usec deadline) {
+/* The exit status: 1 if the answer could not be written. Sends it in one piece, its head put right in front of the body, which begins HEAD_ROOM bytes into its buffer. */
+static int answer(const struct status *status, const char *type, const struct buffer *body, bool head_only, usec deadline) {
     char head[HEAD_ROOM], date[40];
     time_t t = time(NULL);
     struct tm tm;
@@ -863,17 +871,19 @@ static void answer(const struct status *status, const char *type, const struct b
                      "Connection: close\r\n\r\n",
                      status->code, status->phrase, date, status->code == 405 ? "Allow: GET, HEAD\r\n" : "", type, body_len);
     memcpy(body->data + HEAD_ROOM - n, head, (size_t)n);
-    if (send_all(body->data + HEAD_ROOM - n, (size_t)n + (head_only ? 0 : body_len), deadline)) drain(deadline);
+    int sent = send_all(body->data + HEAD_ROOM - n, (size_t)n + (head_only ? 0 : body_len), deadline);
+    if (sent == 0) drain(deadline);
+    return sent > 0;
 }
 
 /* A short answer out of static memory, so that it can be given when there is none left. text NULL: what the status says. */
-static void answer_text(int code, const char *type, const char *text, bool head_only, usec deadline) {
+static int answer_text(int code, const char *type, const char *text, bool head_only, usec deadline) {
     static char data[HEAD_ROOM + 2 * REASON_MAX + 100];
     struct buffer body = {.data = data, .len = HEAD_ROOM, .size = sizeof data};
     const struct status *status = statuses;
     while (status->code != code) status++;
     puts_to(&body, text ? text : status->text);
-    answer(status, type, &body, head_only, deadline);
+    return answer(status, type, &body, head_only, deadline);
 }
 
 /* Reads a request into buf. Its status (request_parse), 408, 0 if there is nobody to answer, -1 if input fails. */
@@ -907,10 +917,7 @@ static int answer_metrics(const struct config *cfg, const struct request *req, b
         static const char room[HEAD_ROOM];
         put(&body, room, sizeof room);
         put_exposition(&body, cfg, families);
-        if (!body.failed) {
-            answer(&statuses[0], "text/plain; version=0.0.4", &body, head_only, deadline);
-            return 0;
-        }
+        if (!body.failed) { return answer(&statuses[0], "text/plain; version=0.0.4", &body, head_only, deadline); }
         log_line("no memory for the response");
         status = 503;
     } else {
@@ -942,8 +949,7 @@ static int serve(const struct config *cfg) {
     if (status == 200 && text_is(req.path, "/metrics")) return answer_metrics(cfg, &req, head_only, started);
     bool page = status == 200 && text_is(req.path, "/");
     if (status == 200 && !page && !text_is(req.path, "/-/healthy")) status = 404;
-    answer_text(status, page ? "text/html" : "text/plain", page ? landing_page : NULL, head_only, deadline);
-    return 0;
+    return answer_text(status, page ? "text/html" : "text/plain", page ? landing_page : NULL, head_only, deadline);
 }
 
 /* ---- -print --------------------------------------------------------------------------------------------- */
@@ -1024,8 +1030,10 @@ static bool take_connection(const struct config *cfg, int listener, const sigset
         return true; /* it is gone again */
     if (fd >= 0) child = fork();
     if (child == 0) serve_connection(cfg, fd, mask, parent);
-    if (child < 0)
+    static bool told; /* once for a shortage, not for each try */
+    if (child < 0 && !told)
         log_line("-addr: a connection %s: %s", fd < 0 ? "has to wait" : "is lost, no process for it", strerror(errno));
+    told = child < 0;
     if (fd >= 0) close(fd);
     if (child > 0) children->pids[children->n++] = child;
     return child > 0;
@@ -1083,6 +1091,7 @@ static void set_signals(void) {
     sigprocmask(SIG_SETMASK, &none, NULL);
     signal(SIGCHLD, SIG_DFL);
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN);
 }
 
 /* For the command: a PATH with the places of iptables-save, messages in one language. */
@@ -1105,11 +1114,12 @@ int main(int argc, char **argv) {
     set_signals();
     parse_flags(&cfg, argc, argv);
     bool http = !cfg.addr && !cfg.print && !isatty(STDIN_FILENO);
-    choose_log(http);
-    if (flag_error[0] != '\0') {
+    bool refuse = flag_error[0] != '\0', client = refuse && fstat(STDIN_FILENO, &st) == 0 && S_ISSOCK(st.st_mode);
+    choose_log(http || client);
+    if (refuse) {
         log_line("%s", flag_error);
         if (!log_to_syslog) dprintf(STDERR_FILENO, "%s", usage);
-        if (fstat(STDIN_FILENO, &st) == 0 && S_ISSOCK(st.st_mode)) serve(&cfg);
+        if (client) serve(&cfg);
         return 2;
     }
     set_environment();

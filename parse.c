@@ -59,11 +59,13 @@ static int parse_request_line(struct text line, struct request *req, bool *needs
     if (!sp2 || sp2 == sp1 + 1) return 400;
     struct text target = between(sp1 + 1, sp2), version = between(sp2 + 1, end);
     req->method = between(line.at, sp1);
-    if (!consists_of(req->method, token_chars) || !consists_of(target, target_chars) || version.len != 8 ||
-        memcmp(version.at, "HTTP/", 5) != 0 || !is_digit(version.at[5]) || version.at[6] != '.' || !is_digit(version.at[7]))
+    if (!consists_of(req->method, token_chars) || !consists_of(target, target_chars) || version.len < 6 ||
+        memcmp(version.at, "HTTP/", 5) != 0 || !consists_of(between(version.at + 5, end), "." DIGITS))
         return 400;
+    if (version.at[5] != '1' || (version.len > 6 && is_digit(version.at[6]))) return 505;
+    if (version.len != 8 || version.at[6] != '.' || version.at[7] == '.') return 400;
     *needs_host = version.at[7] != '0';
-    return version.at[5] != '1' ? 505 : find_path(target, req) ? 200 : 400;
+    return find_path(target, req) ? 200 : 400;
 }
 
 /* field-line = field-name ":" OWS field-value OWS (RFC 9112 section 5): no folding, no blank before the colon. */
@@ -123,11 +125,12 @@ int request_parse(const char *buf, size_t len, struct request *req) {
 
 /* A rule is a row of words parted by blanks. The value of an option that iptables prints as a string begins with a double
  * quote, if it is not bare, and reaches to the next one; a backslash takes the next byte as it is, and newlines may be inside.
- * Nowhere else does a quote mean anything: names (interfaces, sets, chains, labels) are printed raw and may begin with one.
+ * Nowhere else does a quote mean anything: names (interfaces, sets, chains, labels) are printed raw, may begin with one, or
+ * look like an option.
  * Only inside a quoted word is a newline not the end of the rule. */
 struct words {
     const char *at, *end;
-    bool string; /* the next word is the value of such an option */
+    enum { ANY, NAME, STRING } next; /* what the next word is as the value of this one: a raw name, a string */
 };
 
 enum word { WORD, WORD_LINE_END, WORD_NO_MORE, WORD_BAD };
@@ -144,12 +147,21 @@ static const struct text string_options[] = {TEXT("--comment"),        TEXT("--l
                                              TEXT("--bytecode"),       TEXT("--path"),
                                              TEXT("--led-trigger-id"), {NULL, 0}};
 
+static const struct text name_options[] = {TEXT("-i"),
+                                           TEXT("-o"),
+                                           TEXT("--match-set"),
+                                           TEXT("--name"),
+                                           TEXT("--hashlimit-name"),
+                                           TEXT("--physdev-in"),
+                                           TEXT("--physdev-out"),
+                                           {NULL, 0}};
+
 static enum word next_word(struct words *w, struct text *word) {
     while (w->at < w->end && *w->at == ' ') w->at++;
     const char *p = w->at, *end = w->end, *to = p;
     if (p == end) return WORD_NO_MORE;
     if (*p == '\n') return WORD_LINE_END;
-    if (w->string && *p == '"') {
+    if (w->next == STRING && *p == '"') {
         for (to++; to < end && *to != '"'; to++) to += *to == '\\';
         if (to >= end) return WORD_NO_MORE;
         if (++to < end && *to != ' ' && *to != '\n') return WORD_BAD;
@@ -158,7 +170,8 @@ static enum word next_word(struct words *w, struct text *word) {
     }
     *word = between(p, to);
     w->at = to;
-    w->string = !w->string && *p == '-' && one_of(*word, string_options);
+    bool option = w->next == ANY && *p == '-';
+    w->next = !option ? ANY : one_of(*word, string_options) ? STRING : one_of(*word, name_options) ? NAME : ANY;
     return WORD;
 }
 
@@ -201,7 +214,7 @@ static long line_length(const char *p, const char *end) {
     bool overflow;
     struct text chain, word;
     if (*p == '[' && memchr(p, '"', (size_t)(stop - p)) && rule_head(between(p, stop), counters, &overflow, &chain)) {
-        struct words w = {chain.at + chain.len, end, false};
+        struct words w = {chain.at + chain.len, end, ANY};
         enum word kind;
         while ((kind = next_word(&w, &word)) == WORD)
             ;
@@ -290,7 +303,7 @@ static void parse_target(struct words *w, char *start, char *end, struct text ju
 /* Reads the words of a rule, from behind the chain's name to the end of its line. They are rewritten in place. */
 static void parse_rule(struct ruleset *rs, char *start, const char *line_end, struct rule *rule) {
     start += start < line_end; /* the blank */
-    struct words w = {start, line_end, false};
+    struct words w = {start, line_end, ANY};
     struct text word, value;
     char *end = start;
     bool negated = false, says_all = true;
@@ -301,7 +314,7 @@ static void parse_rule(struct ruleset *rs, char *start, const char *line_end, st
         }
         bool match = text_is(word, "-m"), comment = text_is(word, "--comment");
         const struct side *side = find_side(word);
-        bool paired = (match || side || w.string) && next_word(&w, &value) == WORD;
+        bool paired = (match || side || w.next != ANY) && next_word(&w, &value) == WORD;
         if (paired && comment) take_comment(rs, rule, value);
         if (paired && (comment || (match && text_is(value, "comment")))) continue;
         bool bang = text_is(keep(start, &end, word), "!");
@@ -391,7 +404,7 @@ static enum item chain_line(struct ruleset *rs, struct text line, struct rule *r
 
 static enum item rule_line(struct ruleset *rs, struct text line, struct rule *rule) {
     struct text name;
-    struct words w = {NULL, line.at + line.len, false};
+    struct words w = {NULL, line.at + line.len, ANY};
     uint64_t counters[2];
     bool overflow;
     if (!rule_head(line, counters, &overflow, &name)) return fail(rs, "rule not understood: ", line);

@@ -26,10 +26,10 @@ static inline bool text_is(struct text t, const char *s) { return t.len == strle
 /* ---- the request ------------------------------------------------------------------------------------------- */
 
 enum {
-    REQUEST_LINE_MAX = 8 * 1024,                     /* bytes without the line end; longer: 414 */
-    HEADERS_MAX = 16 * 1024,                         /* bytes of all header lines with their line ends; more: 431 */
-    HEADER_LINES_MAX = 100,                          /* more: 431 */
-    REQUEST_MAX = REQUEST_LINE_MAX + HEADERS_MAX + 8 /* what a reader must be able to hold */
+    REQUEST_LINE_MAX = 8 * 1024,                         /* bytes without the line end; longer: 414 */
+    HEADERS_MAX = 16 * 1024,                             /* bytes of all header lines with their line ends; more: 431 */
+    HEADER_LINES_MAX = 100,                              /* more: 431 */
+    REQUEST_MAX = 2 * REQUEST_LINE_MAX + HEADERS_MAX + 8 /* what a reader must be able to hold */
 };
 
 struct request {

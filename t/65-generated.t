@@ -24,7 +24,7 @@ use NF;
 
 my $OWN_NAMESPACE = delete $ENV{NFPROM_TEST_NAMESPACE};
 my $SEED = defined $ENV{NFPROM_SEED} ? $ENV{NFPROM_SEED} : (time ^ $$ << 12) & 0x7fffffff;
-my $RULESETS = 30;
+my $RULESETS = 50;
 srand $SEED;
 diag("NFPROM_SEED=$SEED");
 
@@ -39,7 +39,7 @@ sub often { my ($few, $any) = @_; return maybe(0.5) ? pick(@$few) : $any->() }
 
 # Any bytes but NUL, with a liking for those that mean something.
 my @TELLING = ('"', '\\', '\'', ' ', "\n", "\r", "\t", '!', '-', '#', ':', '*', '[', ']', '{', '}', '\xe9', "\xe9", "\xc3\xa9",
-    "\xe2\x82\xac", "\xf0\x9f\x90\xab", "\xed\xa0\x80", "\xc0\xaf", "\xe2\x82", "\xef\xbf\xbd", "\x7f", "\x01", "\xff", '\\n', ' "', '" ', '\\"',
+    "\xe2\x82\xac", "\xf0\x9f\x90\xab", "\xed\xa0\x80", "\xc0\xaf", "\xe0\x80\xaf", "\xf0\x80\x80\xaf", "\xf4\x90\x80\x80", "\xf8\x88", "\xe2\x82", "\xef\xbf\xbd", "\x7f", "\x01", "\xff", '\\n', ' "', '" ', '\\"',
     ' -j DROP', ' -s 6.6.6.6/32', ' --dport 66', '-m comment --comment', "\nCOMMIT\n", "\n*nat\n:prometheus - [0:0]\n", "\n# Completed",
     "\n[5:5] -A prometheus -s 6.6.6.6/32 -j RETURN\n", "\"\n[5:5] -A prometheus -p tcp\n\"", "\n:INPUT DROP [6:6]\n");
 
@@ -93,6 +93,7 @@ sub chain_name {
 #
 #   words => its words    comment => bytes    target => it is one, with ends => the packet does not come to the next rule
 #   says => [what, side, text] for each thing that the five labels can say    more => a condition that they cannot say
+#   again => makes another of its kind
 
 sub negated { return maybe(0.2) ? '!' : '' }
 
@@ -103,14 +104,14 @@ sub option {
 }
 
 sub address {
-    my ($option, $side, $family, $real) = @_;
+    my ($option, $side, $family, $real) = my @same = @_;
     my $text = $family == 4
         ? often(['192.0.2.1/32', '198.51.100.0/24', '10.0.0.0/8', '10.0.3.0/255.0.255.0', $real ? '192.0.2.9/32' : '0.0.0.0/0'],
             sub { sprintf '203.0.%d.%d/32', rand 256, rand 256 })
         : often(['2001:db8::/32', '2001:db8::1/128', 'fe80::/10', $real ? '::1/128' : ('::/0', '2001:db8::/ffff:0:ffff::')],
             sub { sprintf '2001:db8:%x::%x/128', between(1, 65535), between(1, 65535) });
     my ($words, $says) = option($option, $text, 'address', $side, negated());
-    return { words => $words, says => [$says] };
+    return { words => $words, says => [$says], again => sub { address(@same) } };
 }
 
 sub protocol {
@@ -127,7 +128,7 @@ sub port {
 # `-m tcp` and its like, with up to one port of each side and perhaps more.
 sub ports_of {
     my ($match, @sides) = @_;
-    my %part = (words => ['-m', $match]);
+    my %part = (words => ['-m', $match], again => sub { ports_of($match, @sides) });
     for my $side (@sides) {
         my ($words, $says) = option($side eq 'out' ? '--sport' : '--dport', port(), 'port', $side, negated());
         push @{ $part{words} }, @$words;
@@ -140,12 +141,12 @@ sub multiport {
     my ($side) = @_;
     my $list = join ',', map { port() } 1 .. between(1, 5);
     my ($words, $says) = option($side eq 'out' ? '--sports' : '--dports', $list, 'port', $side, negated());
-    return { words => ['-m', 'multiport', @$words], says => [$says] };
+    return { words => ['-m', 'multiport', @$words], says => [$says], again => sub { multiport($side) } };
 }
 
 sub comment {
     my $s = often(['ssh', 'web servers', '-j', '-s', '--comment', '-i', "Gr\xc3\xbc\xc3\x9fe", "Andr\xe9", '"', '\\'], sub { bytes(255) });
-    return { words => ['-m', 'comment', '--comment', string($s)], comment => $s };
+    return { words => ['-m', 'comment', '--comment', string($s)], comment => $s, again => \&comment };
 }
 
 # What the labels cannot say: [families, protocol that it needs, words...]; a word that is code makes one. `real` stands at those
@@ -219,17 +220,22 @@ my @TARGETS = (
     ['46', 1, '', qw(-j TPROXY --on-port 80 --on-ip 0.0.0.0 --tproxy-mark 0x0/0x0)],
 );
 
+sub more {
+    my @kind = @_;
+    return { more => 1, words => [made(@kind[3 .. $#kind])], again => sub { more(@kind) } };
+}
+
 sub made { return map { ref $_ eq 'CODE' ? $_->() : $_ } @_ }
 
 sub target {
     my ($g) = @_;
     my (undef, $ends, undef, @words) = @{ pick(@{ $g->{targets} }) };
-    return { target => 1, ends => $ends, words => [map { $_ eq 'CHAIN' ? pick(@{ $g->{others} }) : $_ } made(@words)] };
+    return { target => 1, ends => $ends, again => sub { target($g) }, words => [map { $_ eq 'CHAIN' ? pick(@{ $g->{others} }) : $_ } made(@words)] };
 }
 
 sub interface {
     my ($option) = @_;
-    return { more => 1, words => [maybe(0.2) ? '!' : (), $option, name(15)] };
+    return { more => 1, words => [maybe(0.2) ? '!' : (), $option, name(15)], again => sub { interface($option) } };
 }
 
 # ---- a rule: a list of parts
@@ -276,11 +282,25 @@ sub free_rule {
         push @parts, ports_of($proto, maybe(0.5) ? ('out', 'in') : pick('in', 'out'));
         push @parts, map { multiport(pick('in', 'out')) } 1 .. between(0, $g->{sorted} ? 0 : 2);
     }
-    push @parts, map { my (undef, undef, undef, @words) = @$_; { more => 1, words => [made(@words)] } } @matches;
+    push @parts, map { more(@$_) } @matches;
     return @parts;
 }
 
+# Some are a rule of before, with nothing or one part of it changed.
 sub rule {
+    my ($g) = @_;
+    if ($g->{rules} && maybe(0.15)) {
+        my @parts = @{ pick(@{ $g->{rules} }) };
+        my $i = rand @parts;
+        splice @parts, $i, 1, $parts[$i]{again}->() if maybe(0.7) && $parts[$i]{again};
+        return @parts;
+    }
+    my @parts = new_rule($g);
+    push @{ $g->{rules} }, \@parts;
+    return @parts;
+}
+
+sub new_rule {
     my ($g) = @_;
     return ({ words => [] }) if !$g->{real} && maybe(0.01);
     my @parts = maybe(0.6) ? simple_rule($g) : free_rule($g);
@@ -400,7 +420,8 @@ sub holds {
 sub line {
     my ($rule) = @_;
     my @words = printed(map { @{ $_->{words} } } @{ $rule->{parts} });
-    return "[$rule->{packets}:$rule->{bytes}] -A $rule->{chain}" . join('', map { (maybe(0.03) ? '  ' : ' ') . $_ } @words)
+    my $bang = 0;
+    return "[$rule->{packets}:$rule->{bytes}] -A $rule->{chain}" . join('', map { my $blank = !$bang && maybe(0.03) ? '  ' : ' '; $bang = $_ eq '!'; $blank . $_ } @words)
         . (maybe(@words && $rule->{parts}[-1]{words}[0] ? 0.1 : 0.5) ? ' ' : '');
 }
 
@@ -412,7 +433,7 @@ sub usable {
 # One table with these chains: its lines, and its rules. What is asked for gets most of the rules.
 sub table_of {
     my ($family, $table, $asked, $chains, $count) = @_;
-    my @own = grep { !/^[A-Z]{5,7}$/ } @$chains;
+    my @own = grep { !/^(?:INPUT|FORWARD|OUTPUT)$/ } @$chains;
     my %g = (family => $family, others => [@own, 'elsewhere'], matches => usable($family, 0, @MATCHES), targets => usable($family, 0, @TARGETS));
     my %policy = map { $_ => /^(?:INPUT|FORWARD|OUTPUT)$/ ? [pick('ACCEPT', 'DROP'), number(), number()] : ['-', 0, 0] } @$chains;
     my @rules = map { { chain => maybe(0.8) ? pick(@$asked) : pick(@$chains), packets => number(), bytes => number(), parts => [rule(\%g)] } } 1 .. $count;
@@ -530,12 +551,12 @@ SKIP: {
         iptables('', $command, '-t', $table, @$_) for ['-F'], ['-X'];
         cmp_ok(scalar @{ $g{matches} }, '>=', 5, "$what: the kernel takes matches of many kinds");
 
-        my @rules = map { { chain => maybe(0.9) ? $chain : pick(@others), parts => [rule(\%g)], map { $_ => $counters ? number() : 0 } qw(packets bytes) } } 1 .. 800;
+        my @rules = map { { chain => maybe(0.9) ? $chain : pick(@others), parts => [map { {%$_} } rule(\%g)], map { $_ => $counters ? number() : 0 } qw(packets bytes) } } 1 .. 1000;
         for (@rules) {    # no loops, and no line breaks, which iptables-restore cannot read
             my $rule = $_;
             $_->{target} and $rule->{chain} ne $chain and "@{$_->{words}}" =~ /^-[jg]/ and @$_{qw(ends words)} = (1, ['-j', 'RETURN']) for @{ $rule->{parts} };
             if ($counters == 0 || maybe(0.9)) {
-                defined $_->{comment} and $_->{comment} =~ tr/\n/_/ and $_->{words}[3] = string($_->{comment}) for @{ $rule->{parts} };
+                defined $_->{comment} and $_->{comment} =~ tr/\n/_/ and $_->{words} = [@{ $_->{words} }[0 .. 2], string($_->{comment})] for @{ $rule->{parts} };
             }
         }
         my @late = grep { grep { defined $_->{comment} && $_->{comment} =~ /\n/ } @{ $_->{parts} } } @rules;

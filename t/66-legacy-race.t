@@ -14,27 +14,27 @@ use Time::HiRes ();
 
 need(qw(iptables-legacy ip6tables-legacy iptables-nft iptables-legacy-restore ip6tables-legacy-restore iptables-nft-restore));
 
-my $RULES = 100;
+my $RULES = 300;
 
 # A chain of counters that are not zero, and another chain for the editors.
 sub load {
     my ($family, $variant) = @_;
-    my @address = map { $family == 4 ? "192.0.2.$_/32" : sprintf '2001:db8::%x/128', $_ } 1 .. $RULES;
+    my @address = map { $family == 4 ? sprintf('10.0.%d.%d/32', $_ / 250, 1 + $_ % 250) : sprintf '2001:db8::%x/128', $_ } 1 .. $RULES;
     my @rules = map { '[' . (1000 + $_) . ':' . (9007199254740993 + $_) . "] -A prometheus -d $address[$_ - 1] -j RETURN" } 1 .. $RULES;
     restore($family, $variant, join "\n", '*filter', ':prometheus - [0:0]', ':edited - [0:0]', @rules, '[5:50] -A edited -j RETURN', 'COMMIT', '');
 }
 
-# Edits until it is stopped: the pid, and a file with the number of changes so far.
+# Edits until it is stopped: the pid, and a file with a byte for each two changes.
 sub editor {
     my ($n, $command) = @_;
     my ($log, $count) = ("$DIR/editor$n.log", "$DIR/editor$n.count");
-    spew($count, "0\n");
-    my $pid = start($log, 'sh', '-c', 'n=0; while "$0" -w -A edited -s 198.51.100.7 -j RETURN && "$0" -w -D edited -s 198.51.100.7 -j RETURN; do '
-        . 'n=$((n + 2)); echo $n >"$1"; done', $command, $count);
+    spew($count, '');
+    my $pid = start($log, 'sh', '-c', 'while "$0" -w -A edited -s "$1" -j RETURN && "$0" -w -D edited -s "$1" -j RETURN; do '
+        . 'echo >>"$2"; done', $command, "198.51.100.$n", $count);
     return { pid => $pid, log => $log, count => $count };
 }
 
-sub changes { my ($editor) = @_; return (slurp($editor->{count}) =~ /^(\d+)\n/)[0] || 0 }
+sub changes { my ($editor) = @_; return 2 * length slurp($editor->{count}) }
 
 # Stops the editors; a test by itself.
 sub end {
@@ -103,8 +103,8 @@ my @ways = map { [$_, '-variant', 'legacy'] } (\&printed) x 3, \&over_http;
 push @ways, [\&printed, '-variant', 'legacy', '-ipv6'];
 my $reference = references('legacy', @ways[0, 3, 4]);
 {
-    my @editors = (editor(1, 'iptables-legacy'), editor(2, 'iptables-legacy'));
-    patiently { changes($editors[0]) && changes($editors[1]) };
+    my @editors = map { editor($_, 'iptables-legacy') } 1 .. 3;
+    patiently { !grep { !changes($_) } @editors };
     my ($failures, $changed, $zeros) = scrapes(500, $reference, @ways);
     is($failures, 0, 'legacy, 500 scrapes while the table is edited: none fails');
     is($zeros,    0, 'legacy, 500 scrapes while the table is edited: not one zero');
@@ -135,7 +135,7 @@ my $reference = references('legacy', @ways[0, 3, 4]);
     my $begin = Time::HiRes::time();
     my ($exit, $text, $said) = printed('-variant', 'legacy', '-timeout', '1s');
     my $seconds = Time::HiRes::time() - $begin;
-    is("$exit $text", '1 ', 'legacy, the lock held all the time: no counters');
+    is($exit . ' ' . length $text, '1 0', 'legacy, the lock held all the time: no counters');
     like($said, qr{^nfprom: ipv4: .*/run/xtables\.lock.*\n\z}, 'legacy, the lock held all the time: one line that names the file');
     cmp_ok($seconds, '>', 0.5, 'legacy, the lock held all the time: it was waited for');
     load(4, 'nft');
@@ -148,8 +148,8 @@ my $reference = references('legacy', @ways[0, 3, 4]);
 {
     my @nft = map { [$_, '-variant', 'nft'] } (\&printed) x 3, \&over_http;
     my $before = references('nft', @nft[0, 3]);
-    my @editors = (editor(1, 'iptables-nft'), editor(2, 'iptables-nft'));
-    patiently { changes($editors[0]) && changes($editors[1]) };
+    my @editors = map { editor($_, 'iptables-nft') } 1 .. 2;
+    patiently { !grep { !changes($_) } @editors };
     my ($failures, $changed, $zeros) = scrapes(200, $before, @nft);
     is($failures, 0, 'nft, 200 scrapes while the table is edited: none fails');
     is($zeros,    0, 'nft, 200 scrapes while the table is edited: not one zero');

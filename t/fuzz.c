@@ -29,7 +29,7 @@ static char *copy_of(const char *data, size_t len) {
 /* The limits are at thousands of bytes, where no mutation comes, and a corpus should be small: a byte 0x1c + n stands for
  * the byte before it another 16^(n + 1) times. */
 static char *stretched(const uint8_t *data, size_t size, size_t max, size_t *len) {
-    static char out[256 * 1024];
+    static char out[RULE_LINE_MAX + 2 * READ_SIZE];
     promise(max <= sizeof out, "stretched() has room");
     *len = 0;
     for (size_t i = 0; i < size; i++) {
@@ -67,7 +67,7 @@ static void check_request(const char *in, size_t len, int status, const struct r
 }
 
 #ifdef FUZZ
-enum { BEGINNINGS = 3 };
+enum { BEGINNINGS = 20 };
 #else
 enum { BEGINNINGS = 1000 };
 #endif
@@ -76,17 +76,19 @@ enum { BEGINNINGS = 1000 };
  * all beginnings of a short input; of a long one those that lack little, and as many others. */
 void request(const uint8_t *data, size_t size) {
     struct request req, first = {.scrape_timeout_ms = -1};
-    size_t len, step;
+    size_t len;
     char *in = stretched(data, size, REQUEST_MAX + 4096, &len), *again = copy_of(in, len);
+    size_t step = len / BEGINNINGS + 1;
     int status = request_parse(in, len, &req), verdict = 0;
     check_request(in, len, status, &req);
-    step = len / BEGINNINGS + 1;
-    for (size_t n = len % step; n <= len; n += len - n < BEGINNINGS + step ? 1 : step) {
+    for (size_t n = 0; n <= len; n += len - n <= BEGINNINGS         ? 1
+                                      : len - n - BEGINNINGS < step ? len - n - BEGINNINGS
+                                                                    : step) {
         struct request part;
-        char *part_of = again + len - n; /* where it ends, the memory does */
-        memcpy(part_of, in, n);
-        int now = request_parse(part_of, n, &part);
-        check_request(part_of, n, now, &part);
+        char *part_at = again + len - n; /* where it ends, the memory does */
+        memcpy(part_at, in, n);
+        int now = request_parse(part_at, n, &part);
+        check_request(part_at, n, now, &part);
         promise(verdict == 0 || now == verdict, "a verdict stands, whatever follows");
         promise(now != 0 || n < REQUEST_MAX, "there is a verdict on as much as a reader must hold");
         if (now == 200)
@@ -112,7 +114,7 @@ static uint64_t mix(uint64_t hash, const void *bytes, size_t n) { /* FNV-1a */
 
 static uint64_t mix_text(uint64_t hash, struct text t) { return mix(mix(hash, t.at, t.len), &t.len, sizeof t.len); }
 
-/* The next word of a text without quotes, len 0 behind the last. */
+/* The next word, len 0 behind the last. (Quotes are no matter: no label says what an option with a string matches.) */
 static struct text cut_word(struct text *t) {
     const char *blank = t->len ? memchr(t->at, ' ', t->len) : NULL;
     struct text word = {t->at, blank ? (size_t)(blank - t->at) : t->len};
@@ -192,15 +194,14 @@ static void check_item(struct text in, enum item item, const struct rule *rule) 
         promise(rule->match.len + rule->comment.len == 0 && !rule->expressible, "a policy matches nothing");
         return;
     }
-    struct text target = rule->target, jump = cut_word(&target);
+    struct text rest = rule->target, jump = cut_word(&rest);
     promise(rule->target.len == 0 || is_one_of(jump, " -j -g "), "a target begins with -j or -g");
-    promise(!rule->terminal || target.len > 0, "what ends the traversal is a target");
+    promise(!rule->terminal || rule->target.len > 0, "what ends the traversal is a target");
     promise(rule->match.len == 0 || rule->match.at[0] != ' ', "no blank before the match");
     promise(rule->match.len == 0 || rule->match.at[rule->match.len - 1] != ' ', "no blank behind the match");
     check_lines(rule->match);
     check_lines(rule->target);
-    if (!rule->match.len || !memchr(rule->match.at, '"', rule->match.len))
-        promise(labels_say(rule) == rule->expressible, "a rule is expressible if the labels say all of it");
+    promise(labels_say(rule) == rule->expressible, "a rule is expressible if the labels say all of it");
 }
 
 static bool has_line(struct text in, const char *line, const char *follows) {
@@ -221,7 +222,7 @@ static uint64_t random_below(uint64_t *state, uint64_t n) { /* xorshift */
  * error quotes of its line depends on how much of it was there; all else must not. */
 static uint64_t read_all(struct text in, const char *table, size_t nchains, uint64_t seed) {
     uint64_t hash = 0xcbf29ce484222325;
-    size_t at = 0, room, pieces = seed ? 2 + random_below(&seed, 30) : 1;
+    size_t at = 0, room, pieces = seed ? 2 + random_below(&seed, in.len < READ_SIZE ? 30 : 5) : 1;
     struct rule rule;
     ruleset_begin(&rs, table, chains, nchains);
     for (;;) {
@@ -307,7 +308,7 @@ static void said_back(const uint8_t *data, size_t size) {
         promise(same(rule.match, (struct text){wanted, (size_t)(end - wanted)}), "the match is what was printed");
         promise(text_is(rule.target, "-j RETURN") && rule.expressible == as_comment, "what follows is not touched");
         end = as_comment ? mempcpy(wanted, said.at, said.len) : wanted;
-        end = put(end, as_comment && said.len ? "; x y" : "x y");
+        end = put(end, as_comment ? "; x y" : "x y");
         promise(same(rule.comment, (struct text){wanted, (size_t)(end - wanted)}), "the comment is what was set");
         promise(ruleset_next(&rs, &rule) == ITEM_RULE && rule.packets == 3 && text_is(rule.match, "-p udp"),
                 "so is the next");
@@ -319,7 +320,7 @@ static void said_back(const uint8_t *data, size_t size) {
 
 void ruleset(const uint8_t *data, size_t size) {
     size_t len, nchains = 1;
-    char *copy = stretched(data, size, 256 * 1024, &len);
+    char *copy = stretched(data, size, RULE_LINE_MAX + 2 * READ_SIZE, &len);
     struct text in = {copy, len};
     while (nchains < sizeof chains / sizeof *chains && memmem(copy, len, chains[nchains].at, chains[nchains].len))
         nchains++;

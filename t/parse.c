@@ -146,6 +146,7 @@ static const struct {
     {"a label with a blank and a quote", " -j IDLETIMER --timeout 5 --label a \"b", "rule~ ||-j IDLETIMER --timeout 5 --label a \"b||"},
     {"a label that is all quote", " -j TEE --gateway 192.0.2.1 --oif \"x", "rule~ ||-j TEE --gateway 192.0.2.1 --oif \"x||"},
     {"an empty comment before another", " -p tcp -m comment --comment \"\" -m comment --comment x", "seed~ - none tcp - |-p tcp||; x|"},
+    {"an interface like a jump", " -i -j -p tcp -m comment --comment \"x y\" -j DROP", "rule |-i -j -p tcp|-j DROP|x y|"},
     {"a target with a quote", " -j \"x", "rule~ ||-j \"x||"},
 };
 
