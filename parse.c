@@ -140,21 +140,16 @@ static bool one_of(struct text word, const struct text *names) {
     return names->len > 0;
 }
 
-static const struct text string_options[] = {TEXT("--comment"),        TEXT("--log-prefix"),
-                                             TEXT("--nflog-prefix"),   TEXT("--ulog-prefix"),
-                                             TEXT("--string"),         TEXT("--hex-string"),
-                                             TEXT("--helper"),         TEXT("--u32"),
-                                             TEXT("--bytecode"),       TEXT("--path"),
-                                             TEXT("--led-trigger-id"), {NULL, 0}};
+/* clang-format off */
+static const struct text string_options[] = {
+    TEXT("--comment"), TEXT("--log-prefix"), TEXT("--nflog-prefix"), TEXT("--ulog-prefix"), TEXT("--string"), TEXT("--hex-string"),
+    TEXT("--helper"), TEXT("--u32"), TEXT("--bytecode"), TEXT("--path"), TEXT("--led-trigger-id"), {NULL, 0}};
 
-static const struct text name_options[] = {TEXT("-i"),
-                                           TEXT("-o"),
-                                           TEXT("--match-set"),
-                                           TEXT("--name"),
-                                           TEXT("--hashlimit-name"),
-                                           TEXT("--physdev-in"),
-                                           TEXT("--physdev-out"),
-                                           {NULL, 0}};
+static const struct text name_options[] = {
+    TEXT("-i"), TEXT("-o"), TEXT("--match-set"), TEXT("--name"), TEXT("--hashlimit-name"), TEXT("--physdev-in"),
+    TEXT("--physdev-out"), TEXT("--genre"), TEXT("--nfacct-name"), TEXT("--rateest"), TEXT("--rateest1"), TEXT("--rateest2"),
+    TEXT("--object-pinned"), {NULL, 0}};
+/* clang-format on */
 
 static enum word next_word(struct words *w, struct text *word) {
     while (w->at < w->end && *w->at == ' ') w->at++;
