@@ -559,6 +559,7 @@ static void end(struct run *run) {
     run->status = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
     close(run->out);
     close(run->err);
+    while (run->said_len > 0 && run->said[run->said_len - 1] == '\n') run->said[--run->said_len] = '\0';
 }
 
 /* Keeps the end of what the command says. False at its end. */
@@ -633,7 +634,7 @@ static bool may_read(void) {
 static void explain(const struct config *cfg, struct family *f, const char *command, const struct run *run,
                     const struct ruleset *rs) {
     struct buffer reason = {.data = f->reason, .size = sizeof f->reason - 1};
-    const char *cut = run->said_len == SAID_MAX ? strchr(run->said, '\n') : NULL, *said = cut ? cut + 1 : run->said,
+    const char *cut = run->said_len > SAID_MAX - 2 ? strchr(run->said, '\n') : NULL, *said = cut ? cut + 1 : run->said,
                *save = strstr(command, "ip"); /* behind sudo */
     const char *tables = strcmp(f->l2proto, "ipv6") == 0 ? "ip6tables" : "iptables";
     bool sudo = save > command, denied = strstr(said, "ermi") || strstr(said, "must be root");
@@ -917,7 +918,9 @@ static int answer_metrics(const struct config *cfg, const struct request *req, b
         static const char room[HEAD_ROOM];
         put(&body, room, sizeof room);
         put_exposition(&body, cfg, families);
-        if (!body.failed) { return answer(&statuses[0], "text/plain; version=0.0.4", &body, head_only, deadline); }
+        if (body.data && !body.failed) {
+            return answer(&statuses[0], "text/plain; version=0.0.4", &body, head_only, deadline);
+        }
         log_line("no memory for the response");
         status = 503;
     } else {
@@ -1118,7 +1121,7 @@ int main(int argc, char **argv) {
     choose_log(http || client);
     if (refuse) {
         log_line("%s", flag_error);
-        if (!log_to_syslog) dprintf(STDERR_FILENO, "%s", usage);
+        if (!client) dprintf(STDERR_FILENO, "%s", usage);
         if (client) serve(&cfg);
         return 2;
     }
