@@ -136,6 +136,10 @@ for (
 {
     my $r = serve(get('/metrics'), flags => ['-nonsense'], stderr_on_socket => 1);
     answers($r, 500, 'wrong flags with standard error on the socket: one answer, whole', body => qr/nonsense/);
+    for my $mode ('-print', '-addr=:1') {
+        answers(serve(get('/metrics'), flags => [$mode, '-nonsense'], stderr_on_socket => 1), 500,
+            "wrong flags beside $mode, standard error on the socket: one answer, whole", body => qr/nonsense/);
+    }
     answers(serve('x' x 100, half_close => 1, flags => ['-nonsense']), [500, 400], 'wrong flags and a wrong request: one answer',
         exit => 2, stderr => qr/nonsense/);
     $r = serve('', half_close => 1, flags => ['-nonsense']);

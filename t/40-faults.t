@@ -330,6 +330,8 @@ for my $closed ('in', 'err', 'in err') {
     $r = run(flags => ['-print'], out => $full);
     is($r->{exit}, 1, '-print to a full disk exits 1');
     like($r->{err}, qr/\Anfprom: [^\n]*space[^\n]*\n\z/i, '... and says why');
+    $r = run(flags => [], input => get('/metrics'), out => $full);
+    like("$r->{exit} $r->{err}", qr/\A1 nfprom: [^\n]*space[^\n]*\n\z/i, 'an answer that cannot be written is a failure that says why');
     pipe my $read, my $write or die;
     close $read;
     $r = run(flags => ['-print'], out => $write);

@@ -384,7 +384,7 @@ my @PROMISES = (
     [[qw(rule_packets_total rule_bytes_total)], 'all other rules are a series each by their words, duplicates by their number'],
     [['rule_info'], 'the comments are in rule_info'],
     [[qw(rules nonterminal_rules)], 'the rules are counted by kind'],
-    [[qw(policy_packets_total policy_bytes_total)], 'the policies of the built-in chains asked for, and no other'],
+    [[qw(policy_packets_total policy_bytes_total)], 'the policies of the built-in chains asked for are shown, and no other'],
 );
 
 # Tests: this run of nfprom shows what was expected. The expectations: "l2proto chain" => lines by name; rules => how many rules.
@@ -429,13 +429,8 @@ sub words_of { my ($rule) = @_; return map { @{ $_->{words} } } @{ $rule->{parts
 sub line {
     my ($rule) = @_;
     my @words = printed(words_of($rule));
-    my $bang  = 0;
-    my $line = "[$rule->{packets}:$rule->{bytes}] -A $rule->{chain}";
-    for my $word (@words) {
-        $line .= (!$bang && maybe(0.03) ? '  ' : ' ') . $word;
-        $bang = $word eq '!';
-    }
-    return $line . (maybe(@words && $rule->{parts}[-1]{words}[0] ? 0.1 : 0.5) ? ' ' : '');
+    return "[$rule->{packets}:$rule->{bytes}] -A $rule->{chain}" . join('', map { (maybe(0.03) ? '  ' : ' ') . $_ } @words)
+        . (maybe(@words && $rule->{parts}[-1]{words}[0] ? 0.1 : 0.5) ? ' ' : '');
 }
 
 sub usable {

@@ -63,6 +63,8 @@ static const struct {
     {"a header without a name", "GET / HTTP/1.0\r\n: b\r\n\r\n", "400"},
     {"a control byte in a header", "GET / HTTP/1.0\r\nA: \x02\r\n\r\n", "400"},
     {"HTTP/2's preface", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "505"},
+    {"HTTP/3", "GET / HTTP/3\r\n\r\n", "505"},
+    {"HTTP/10.1", "GET / HTTP/10.1\r\n\r\n", "505"},
     {"HTTP/0.9 by its number", "GET / HTTP/0.9\r\n\r\n", "505"},
 };
 
