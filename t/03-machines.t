@@ -36,11 +36,11 @@ delete @ENV{qw(MAKEFLAGS MFLAGS MAKELEVEL MAKEOVERRIDES CPPFLAGS SAN)};
 
 sub installed { return grep { -x "$_/$_[0]" } split /:/, $ENV{PATH} }
 
-# A compiler answers with the bare name of a file that it does not have.
+# A compiler answers with the bare name of a file that it does not have. (musl-gcc comes with its libc, and asks gcc's paths.)
 sub complete {
     my ($m) = @_;
-    return 0 unless installed($m->{cc}) && (!$m->{qemu} || installed($m->{qemu}));
-    return `$m->{cc} -print-file-name=libc.a` =~ m{/};
+    return 0 unless installed($m->{cc});
+    return !$m->{qemu} || (installed($m->{qemu}) && `$m->{cc} -print-file-name=libc.a` =~ m{/});
 }
 
 sub make_is_silent {
