@@ -131,6 +131,7 @@ int request_parse(const char *buf, size_t len, struct request *req) {
 struct words {
     const char *at, *end;
     enum { ANY, NAME, STRING } next; /* what the next word is as the value of this one: a raw name, a string */
+    struct text before[2];           /* the two words before: `--comment` is the option only behind `-m comment` */
 };
 
 enum word { WORD, WORD_LINE_END, WORD_NO_MORE, WORD_BAD };
@@ -165,8 +166,11 @@ static enum word next_word(struct words *w, struct text *word) {
     }
     *word = between(p, to);
     w->at = to;
-    bool option = w->next == ANY && *p == '-';
+    bool stray = text_is(*word, "--comment") && !(text_is(w->before[0], "-m") && text_is(w->before[1], "comment"));
+    bool option = w->next == ANY && *p == '-' && !stray;
     w->next = !option ? ANY : one_of(*word, string_options) ? STRING : one_of(*word, name_options) ? NAME : ANY;
+    w->before[0] = w->before[1];
+    w->before[1] = *word;
     return WORD;
 }
 
@@ -209,7 +213,7 @@ static long line_length(const char *p, const char *end) {
     bool overflow;
     struct text chain, word;
     if (*p == '[' && memchr(p, '"', (size_t)(stop - p)) && rule_head(between(p, stop), counters, &overflow, &chain)) {
-        struct words w = {chain.at + chain.len, end, ANY};
+        struct words w = {chain.at + chain.len, end, ANY, {{NULL, 0}, {NULL, 0}}};
         enum word kind;
         while ((kind = next_word(&w, &word)) == WORD)
             ;
@@ -298,7 +302,7 @@ static void parse_target(struct words *w, char *start, char *end, struct text ju
 /* Reads the words of a rule, from behind the chain's name to the end of its line. They are rewritten in place. */
 static void parse_rule(struct ruleset *rs, char *start, const char *line_end, struct rule *rule) {
     start += start < line_end; /* the blank */
-    struct words w = {start, line_end, ANY};
+    struct words w = {start, line_end, ANY, {{NULL, 0}, {NULL, 0}}};
     struct text word, value;
     char *end = start;
     bool negated = false, says_all = true;
@@ -307,7 +311,7 @@ static void parse_rule(struct ruleset *rs, char *start, const char *line_end, st
             parse_target(&w, start, end, word, rule);
             break;
         }
-        bool match = text_is(word, "-m"), comment = text_is(word, "--comment");
+        bool match = text_is(word, "-m"), comment = w.next == STRING && text_is(word, "--comment");
         const struct side *side = find_side(word);
         bool paired = (match || side || w.next != ANY) && next_word(&w, &value) == WORD;
         if (paired && comment) take_comment(rs, rule, value);
@@ -328,7 +332,7 @@ void ruleset_begin(struct ruleset *rs, const char *table, const struct text *cha
     rs->table = table;
     rs->chains = chains;
     rs->nchains = nchains;
-    rs->nft = rs->opened = rs->committed = rs->ended = false;
+    rs->nft = rs->opened = rs->ended = false;
     rs->missing.len = 0;
     rs->where = OUTSIDE;
     rs->error[0] = rs->remark[0] = '\0';
@@ -399,7 +403,7 @@ static enum item chain_line(struct ruleset *rs, struct text line, struct rule *r
 
 static enum item rule_line(struct ruleset *rs, struct text line, struct rule *rule) {
     struct text name;
-    struct words w = {NULL, line.at + line.len, ANY};
+    struct words w = {NULL, line.at + line.len, ANY, {{NULL, 0}, {NULL, 0}}};
     uint64_t counters[2];
     bool overflow;
     if (!rule_head(line, counters, &overflow, &name)) return fail(rs, "rule not understood: ", line);
@@ -420,7 +424,6 @@ static enum item take_line(struct ruleset *rs, struct text line, struct rule *ru
     if (first == '#') return comment_line(rs, line);
     if (rs->where == OUTSIDE) return first == '*' ? table_line(rs, line) : fail(rs, "unexpected line: ", line);
     if (text_is(line, "COMMIT")) {
-        rs->committed = rs->committed || rs->where == INSIDE;
         rs->where = OUTSIDE;
     } else if (first != ':' && first != '[') {
         return fail(rs, "unexpected line: ", line);
@@ -433,7 +436,7 @@ static enum item take_line(struct ruleset *rs, struct text line, struct rule *ru
 static enum item finish(struct ruleset *rs) {
     struct text nothing = {"", 0};
     if (!rs->opened) return fail(rs, rs->remark[0] != '\0' ? rs->remark : "the table was not printed", nothing);
-    if (!rs->committed || rs->where != OUTSIDE) return fail(rs, "the output ends before COMMIT", nothing);
+    if (rs->where != OUTSIDE) return fail(rs, "the output ends before COMMIT", nothing);
     for (size_t i = 0; i < rs->nchains && rs->missing.len == 0; i++)
         if (!rs->found[i]) rs->missing = rs->chains[i];
     return rs->missing.len > 0 ? fail(rs, "no chain ", rs->missing) : ITEM_END;

@@ -94,7 +94,7 @@ struct ruleset {
     char remark[160];    /* the last comment line before the table that is not the header */
     /* the rest is the reader's own */
     enum { OUTSIDE, INSIDE, ELSEWHERE } where;
-    bool opened, committed, ended;
+    bool opened, ended;
     bool found[CHAINS_MAX];
     size_t start, len; /* the unread bytes: buf[start] to buf[len - 1] */
     char buf[RULE_LINE_MAX + READ_SIZE];
