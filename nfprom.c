@@ -651,18 +651,21 @@ static void explain(const struct config *cfg, struct family *f, const char *comm
     if (run->timed_out) return;
     if (run->status == 0 && rs->missing.len > 0) {
         const char *dash = cfg->variant ? "-" : "", *variant = cfg->variant ? cfg->variant : "";
-        putf(&reason, "; make the chain with `%s%s%s -t %s -N %s` and send packets there: `%s%s%s -t %s -I %s -j %s`",
+        putf(&reason,
+             "; make the chain with `%s%s%s -t %s -N %s` and send packets there: `%s%s%s -t %s -I %s ! -i lo -j %s`, ",
              tables, dash, variant, cfg->table, rs->missing.at, tables, dash, variant, cfg->table,
              strcmp(cfg->table, "raw") == 0 ? "PREROUTING" : "INPUT", rs->missing.at);
+        puts_to(&reason, "and the same with `OUTPUT ! -o lo`");
         if (strstr(said, "legacy tables present"))
-            puts_to(&reason, "; the legacy backend has rules too: if the chain is among them, use -variant legacy");
+            puts_to(&reason, "; there are legacy tables too, perhaps empty: if the chain is in one, use -variant legacy");
         else if (!cfg->variant)
             puts_to(&reason, "; if it is in the other backend, use -variant nft or -variant legacy");
     } else if (sudo) {
-        putf(&reason,
-             "; nfprom has no CAP_NET_ADMIN: give it that capability (systemd: AmbientCapabilities=CAP_NET_ADMIN)"
-             " or this line in sudoers: USER ALL=(root) NOPASSWD: /usr/sbin/%s",
-             save);
+        putf(
+            &reason,
+            "; nfprom has no CAP_NET_ADMIN: give it that capability, ambient (systemd: AmbientCapabilities=CAP_NET_ADMIN; README, Others: setpriv)"
+            " or this line in sudoers: USER ALL=(root) NOPASSWD: /usr/sbin/%s",
+            save);
     } else if (denied) {
         puts_to(&reason, "; it needs CAP_NET_ADMIN, for the legacy backend CAP_NET_RAW too");
     } else if (run->status == 127) {
