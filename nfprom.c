@@ -443,6 +443,11 @@ static void put_rule_labels(struct buffer *b, const struct config *cfg, const st
     put(b, "\"", 1);
 }
 
+static bool keep_series(struct family *f, const struct series *s) {
+    put(&f->series, (const char *)s, sizeof *s);
+    return !f->text.failed && !f->series.failed;
+}
+
 /* A rule becomes a series: of the seed's pair if its five labels express it and it is the first to match that, else of the
  * verbatim pair. False: out of memory, or of the room for it. */
 static bool add_rule(const struct config *cfg, struct family *f, const struct rule *rule) {
@@ -475,8 +480,7 @@ static bool add_rule(const struct config *cfg, struct family *f, const struct ru
         s.len = (uint32_t)(text->len - s.labels);
         ++*(copy > 1 ? &tally->duplicate : &tally->other);
     }
-    put(&f->series, (const char *)&s, sizeof s);
-    return !text->failed && !f->series.failed;
+    return keep_series(f, &s);
 }
 
 static bool add_policy(const struct config *cfg, struct family *f, const struct rule *rule) {
@@ -485,8 +489,7 @@ static bool add_policy(const struct config *cfg, struct family *f, const struct 
     putf(&f->text, "l2proto=\"%s\"", f->l2proto);
     put_label(&f->text, ",policy", "", rule->target);
     s.len = (uint32_t)(f->text.len - s.labels);
-    put(&f->series, (const char *)&s, sizeof s);
-    return !f->text.failed && !f->series.failed;
+    return keep_series(f, &s);
 }
 
 static void forget(struct family *f) {
@@ -630,14 +633,21 @@ static bool may_read(void) {
            (geteuid() == 0 || prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_IS_SET, CAP_NET_ADMIN, 0, 0) == 1);
 }
 
+/* The command that changes the family's rules; with "-save" behind it, the one that prints them. */
+static void name_tables(char *to, size_t size, const struct config *cfg, const struct family *f) {
+    snprintf(to, size, "%s%s%s", strcmp(f->l2proto, "ipv6") == 0 ? "ip6tables" : "iptables", cfg->variant ? "-" : "",
+             cfg->variant ? cfg->variant : "");
+}
+
 /* Why the run was no success, and what to do about it, into f->reason. */
 static void explain(const struct config *cfg, struct family *f, const char *command, const struct run *run,
                     const struct ruleset *rs) {
     struct buffer reason = {.data = f->reason, .size = sizeof f->reason - 1};
     const char *cut = run->said_len > SAID_MAX - 2 ? strchr(run->said, '\n') : NULL, *said = cut ? cut + 1 : run->said,
                *save = strstr(command, "ip"); /* behind sudo */
-    const char *tables = strcmp(f->l2proto, "ipv6") == 0 ? "ip6tables" : "iptables";
+    char tables[32];
     bool sudo = save > command, denied = strstr(said, "ermi") || strstr(said, "must be root");
+    name_tables(tables, sizeof tables, cfg, f);
     memset(f->reason, 0, sizeof f->reason);
     putf(&reason, "`%s` ", command);
     if (run->timed_out)
@@ -650,10 +660,8 @@ static void explain(const struct config *cfg, struct family *f, const char *comm
     if (*said) putf(&reason, "; it said: %s", said);
     if (run->timed_out) return;
     if (run->status == 0 && rs->missing.len > 0) {
-        const char *dash = cfg->variant ? "-" : "", *variant = cfg->variant ? cfg->variant : "";
-        putf(&reason,
-             "; make the chain with `%s%s%s -t %s -N %s` and send packets there: `%s%s%s -t %s -I %s ! -i lo -j %s`, ",
-             tables, dash, variant, cfg->table, rs->missing.at, tables, dash, variant, cfg->table,
+        putf(&reason, "; make the chain with `%s -t %s -N %s` and send packets there: `%s -t %s -I %s ! -i lo -j %s`, ",
+             tables, cfg->table, rs->missing.at, tables, cfg->table,
              strcmp(cfg->table, "raw") == 0 ? "PREROUTING" : "INPUT", rs->missing.at);
         puts_to(&reason, "and the same with `OUTPUT ! -o lo`");
         if (strstr(said, "legacy tables present"))
@@ -675,11 +683,10 @@ static void explain(const struct config *cfg, struct family *f, const char *comm
 
 /* One run from start to end. True: success, the family holds what was read. */
 static bool run_once(const struct config *cfg, struct family *f, struct ruleset *rs, usec deadline) {
-    char command[100];
+    char tables[32], command[100];
     struct run run;
-    snprintf(command, sizeof command, "exec %s%s%s%s-save -c -t %s", may_read() ? "" : "sudo -n ",
-             strcmp(f->l2proto, "ipv6") == 0 ? "ip6tables" : "iptables", cfg->variant ? "-" : "",
-             cfg->variant ? cfg->variant : "", cfg->table);
+    name_tables(tables, sizeof tables, cfg, f);
+    snprintf(command, sizeof command, "exec %s%s-save -c -t %s", may_read() ? "" : "sudo -n ", tables, cfg->table);
     forget(f);
     ruleset_begin(rs, cfg->table, cfg->chains, cfg->nchains);
     bool started = start(&run, command);

@@ -131,7 +131,7 @@ int request_parse(const char *buf, size_t len, struct request *req) {
 struct words {
     const char *at, *end;
     enum { ANY, NAME, STRING } next; /* what the next word is as the value of this one: a raw name, a string */
-    struct text before[2];           /* the two words before: `--comment` is the option only behind `-m comment` */
+    int comment; /* how much of `-m comment` was just read, 0 to 2 words: only behind both is `--comment` the option */
 };
 
 enum word { WORD, WORD_LINE_END, WORD_NO_MORE, WORD_BAD };
@@ -166,11 +166,9 @@ static enum word next_word(struct words *w, struct text *word) {
     }
     *word = between(p, to);
     w->at = to;
-    bool stray = text_is(*word, "--comment") && !(text_is(w->before[0], "-m") && text_is(w->before[1], "comment"));
-    bool option = w->next == ANY && *p == '-' && !stray;
+    bool option = w->next == ANY && *p == '-' && (w->comment == 2 || !text_is(*word, "--comment"));
     w->next = !option ? ANY : one_of(*word, string_options) ? STRING : one_of(*word, name_options) ? NAME : ANY;
-    w->before[0] = w->before[1];
-    w->before[1] = *word;
+    w->comment = text_is(*word, "-m") ? 1 : w->comment == 1 && text_is(*word, "comment") ? 2 : 0;
     return WORD;
 }
 
@@ -213,7 +211,7 @@ static long line_length(const char *p, const char *end) {
     bool overflow;
     struct text chain, word;
     if (*p == '[' && memchr(p, '"', (size_t)(stop - p)) && rule_head(between(p, stop), counters, &overflow, &chain)) {
-        struct words w = {chain.at + chain.len, end, ANY, {{NULL, 0}, {NULL, 0}}};
+        struct words w = {chain.at + chain.len, end, ANY, 0};
         enum word kind;
         while ((kind = next_word(&w, &word)) == WORD)
             ;
@@ -302,7 +300,7 @@ static void parse_target(struct words *w, char *start, char *end, struct text ju
 /* Reads the words of a rule, from behind the chain's name to the end of its line. They are rewritten in place. */
 static void parse_rule(struct ruleset *rs, char *start, const char *line_end, struct rule *rule) {
     start += start < line_end; /* the blank */
-    struct words w = {start, line_end, ANY, {{NULL, 0}, {NULL, 0}}};
+    struct words w = {start, line_end, ANY, 0};
     struct text word, value;
     char *end = start;
     bool negated = false, says_all = true;
@@ -403,7 +401,7 @@ static enum item chain_line(struct ruleset *rs, struct text line, struct rule *r
 
 static enum item rule_line(struct ruleset *rs, struct text line, struct rule *rule) {
     struct text name;
-    struct words w = {NULL, line.at + line.len, ANY, {{NULL, 0}, {NULL, 0}}};
+    struct words w = {NULL, line.at + line.len, ANY, 0};
     uint64_t counters[2];
     bool overflow;
     if (!rule_head(line, counters, &overflow, &name)) return fail(rs, "rule not understood: ", line);
