@@ -9,7 +9,10 @@
 #define DIGITS "0123456789"
 #define LETTERS "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
-static bool same(struct text a, struct text b) { return a.len == b.len && memcmp(a.at, b.at, a.len) == 0; }
+/* (Most that are of one length differ in the last byte.) */
+static bool same(struct text a, struct text b) {
+    return a.len == b.len && (a.len == 0 || (a.at[a.len - 1] == b.at[b.len - 1] && memcmp(a.at, b.at, a.len) == 0));
+}
 
 static bool is_digit(char c) { return c >= '0' && c <= '9'; }
 
@@ -68,27 +71,92 @@ static int parse_request_line(struct text line, struct request *req, bool *needs
     return find_path(target, req) ? 200 : 400;
 }
 
-/* field-line = field-name ":" OWS field-value OWS (RFC 9112 section 5): no folding, no blank before the colon. */
-static bool parse_header(struct text line, struct request *req, unsigned *hosts) {
-    const char *colon = memchr(line.at, ':', line.len), *end = line.at + line.len, *at = colon ? colon + 1 : end;
-    if (!colon || colon == line.at || !consists_of(between(line.at, colon), token_chars)) return false;
+static struct text trim(struct text t) {
+    const char *at = t.at, *end = at + t.len;
     while (at < end && (*at == ' ' || *at == '\t')) at++;
     while (end > at && (end[-1] == ' ' || end[-1] == '\t')) end--;
-    for (const char *p = at; p < end; p++)
-        if (((unsigned char)*p < ' ' && *p != '\t') || *p == 0x7f) return false;
-    struct text name = between(line.at, colon), value = between(at, end);
-    if (name.len == 4 && strncasecmp(name.at, "Host", 4) == 0) {
+    return between(at, end);
+}
+
+static bool is_word(struct text t, const char *word) {
+    return t.len == strlen(word) && strncasecmp(t.at, word, t.len) == 0;
+}
+
+/* Cuts what stands before the next `separator` that is not in a quoted string; false after the last. */
+static bool cut_element(struct text *rest, char separator, struct text *element) {
+    const char *at = rest->at, *end = at ? at + rest->len : NULL;
+    if (!at) return false;
+    for (bool quoted = false; at < end && (quoted || *at != separator); at++) {
+        quoted = quoted != (*at == '"');
+        at += quoted && *at == '\\' && end - at > 1;
+    }
+    *element = trim(between(rest->at, at));
+    *rest = at < end ? between(at + 1, end) : (struct text){NULL, 0};
+    return true;
+}
+
+/* A quality in thousandths, RFC 9110 section 12.4.2; -1 if it is none. */
+static int parse_quality(struct text t) {
+    int quality = 0, unit = 1000;
+    if (t.len < 1 || t.len > 5 || (t.len > 1 && t.at[1] != '.')) return -1;
+    for (size_t i = 0; i < t.len; i += i == 0 ? 2 : 1, unit /= 10) {
+        if (!is_digit(t.at[i])) return -1;
+        quality += (t.at[i] - '0') * unit;
+    }
+    return quality <= 1000 ? quality : -1;
+}
+
+/* One media range of Accept, as in `text/plain;version=0.0.4;q=0.5`, for one type that can be sent. Other parameters
+ * (charset, escaping) say nothing that parts those types. */
+static void weigh(struct text range, const char *all, const char *type, const char *version,
+                  struct preference *preference) {
+    struct text element, nothing = {"", 0}, name = nothing;
+    int quality = 1000, precision = 0;
+    cut_element(&range, ';', &name);
+    precision = is_word(name, "*/*") ? 1 : is_word(name, all) ? 2 : is_word(name, type) ? 3 : 0;
+    while (cut_element(&range, ';', &element)) {
+        const char *equals = memchr(element.at, '=', element.len);
+        struct text key = equals ? between(element.at, equals) : nothing;
+        struct text value = equals ? between(equals + 1, element.at + element.len) : nothing;
+        if (value.len >= 2 && *value.at == '"') value = (struct text){value.at + 1, value.len - 2};
+        if (is_word(key, "q")) quality = parse_quality(value);
+        if (is_word(key, "version")) precision = precision == 3 && is_word(value, version) ? 4 : 0;
+    }
+    if (quality < 0 || precision < preference->precision) return;
+    if (precision > preference->precision || quality > preference->quality)
+        *preference = (struct preference){precision, quality};
+}
+
+static void parse_accept(struct text value, struct request *req) {
+    struct text range;
+    while (cut_element(&value, ',', &range)) {
+        weigh(range, "application/*", "application/openmetrics-text", "1.0.0", &req->openmetrics);
+        weigh(range, "text/*", "text/plain", "0.0.4", &req->text);
+    }
+}
+
+static void parse_scrape_timeout(struct text value, struct request *req) {
+    if (value.len == 0 || !consists_of(value, "." DIGITS)) return;
+    char *stop;
+    double seconds = strtod(value.at, &stop); /* it stops at the line end */
+    long ms = seconds < 86400 ? (long)(seconds * 1000) : 86400000;
+    if (stop == value.at + value.len && (req->scrape_timeout_ms < 0 || ms < req->scrape_timeout_ms))
+        req->scrape_timeout_ms = ms;
+}
+
+/* field-line = field-name ":" OWS field-value OWS (RFC 9112 section 5): no folding, no blank before the colon. */
+static bool parse_header(struct text line, struct request *req, unsigned *hosts) {
+    const char *colon = memchr(line.at, ':', line.len);
+    if (!colon || colon == line.at || !consists_of(between(line.at, colon), token_chars)) return false;
+    struct text name = between(line.at, colon), value = trim(between(colon + 1, line.at + line.len));
+    for (size_t i = 0; i < value.len; i++)
+        if (((unsigned char)value.at[i] < ' ' && value.at[i] != '\t') || value.at[i] == 0x7f) return false;
+    if (is_word(name, "Host")) {
         ++*hosts;
         return consists_of(value, host_chars);
     }
-    static const char timeout[] = "X-Prometheus-Scrape-Timeout-Seconds";
-    if (name.len == sizeof timeout - 1 && strncasecmp(name.at, timeout, name.len) == 0 && value.len > 0 &&
-        consists_of(value, "." DIGITS)) {
-        char *stop;
-        double seconds = strtod(value.at, &stop); /* it stops at the line end */
-        long ms = seconds < 86400 ? (long)(seconds * 1000) : 86400000;
-        if (stop == end && (req->scrape_timeout_ms < 0 || ms < req->scrape_timeout_ms)) req->scrape_timeout_ms = ms;
-    }
+    if (is_word(name, "Accept")) parse_accept(value, req);
+    if (is_word(name, "X-Prometheus-Scrape-Timeout-Seconds")) parse_scrape_timeout(value, req);
     return true;
 }
 
@@ -108,7 +176,7 @@ int request_parse(const char *buf, size_t len, struct request *req) {
     const char *pos = buf, *end = buf + len;
     struct text line;
     bool needs_host = false;
-    *req = (struct request){{buf, 0}, {buf, 0}, -1};
+    *req = (struct request){.method = {buf, 0}, .path = {buf, 0}, .scrape_timeout_ms = -1};
     while (pos < end && (*pos == '\r' || *pos == '\n')) /* empty lines before a request, RFC 9112 section 2.2 */
         pos++;
     if (pos - buf > REQUEST_LINE_MAX) return 414;
@@ -146,11 +214,23 @@ static const struct text string_options[] = {
     TEXT("--comment"), TEXT("--log-prefix"), TEXT("--nflog-prefix"), TEXT("--ulog-prefix"), TEXT("--string"), TEXT("--hex-string"),
     TEXT("--helper"), TEXT("--u32"), TEXT("--bytecode"), TEXT("--path"), TEXT("--led-trigger-id"), {NULL, 0}};
 
-static const struct text name_options[] = {
-    TEXT("-i"), TEXT("-o"), TEXT("--match-set"), TEXT("--name"), TEXT("--hashlimit-name"), TEXT("--physdev-in"),
+static const struct text short_names[] = {TEXT("-i"), TEXT("-o"), {NULL, 0}};
+
+static const struct text long_names[] = {
+    TEXT("--match-set"), TEXT("--name"), TEXT("--hashlimit-name"), TEXT("--physdev-in"),
     TEXT("--physdev-out"), TEXT("--genre"), TEXT("--nfacct-name"), TEXT("--rateest"), TEXT("--rateest1"), TEXT("--rateest2"),
     TEXT("--object-pinned"), {NULL, 0}};
 /* clang-format on */
+
+/* The quote that ends the string at p, NULL if there is none. */
+static const char *string_end(const char *p, const char *end) {
+    for (const char *quote, *slash; (quote = memchr(p, '"', (size_t)(end - p)));) {
+        slash = memchr(p, '\\', (size_t)(quote - p));
+        if (!slash) return quote;
+        p = slash + 2; /* at most one behind the quote */
+    }
+    return NULL;
+}
 
 static enum word next_word(struct words *w, struct text *word) {
     while (w->at < w->end && *w->at == ' ') w->at++;
@@ -158,8 +238,8 @@ static enum word next_word(struct words *w, struct text *word) {
     if (p == end) return WORD_NO_MORE;
     if (*p == '\n') return WORD_LINE_END;
     if (w->next == STRING && *p == '"') {
-        for (to++; to < end && *to != '"'; to++) to += *to == '\\';
-        if (to >= end) return WORD_NO_MORE;
+        to = string_end(p + 1, end);
+        if (!to) return WORD_NO_MORE;
         if (++to < end && *to != ' ' && *to != '\n') return WORD_BAD;
     } else {
         while (to < end && *to != ' ' && *to != '\n') to++;
@@ -167,36 +247,48 @@ static enum word next_word(struct words *w, struct text *word) {
     *word = between(p, to);
     w->at = to;
     bool option = w->next == ANY && *p == '-' && (w->comment == 2 || !text_is(*word, "--comment"));
-    w->next = !option ? ANY : one_of(*word, string_options) ? STRING : one_of(*word, name_options) ? NAME : ANY;
+    bool is_long = option && word->len > 2;
+    w->next = is_long && one_of(*word, string_options)                      ? STRING
+              : option && one_of(*word, is_long ? long_names : short_names) ? NAME
+                                                                            : ANY;
     w->comment = text_is(*word, "-m") ? 1 : w->comment == 1 && text_is(*word, "comment") ? 2 : 0;
     return WORD;
 }
 
 /* ---- lines ---------------------------------------------------------------------------------------------- */
 
-/* "[packets:bytes]" at *p; moves *p behind it. A number of 2^64 or more makes *overflow true. */
-static bool parse_counters(const char **p, const char *end, uint64_t counters[2], bool *overflow) {
+/* Two numbers at *p, each behind its byte of `marks`: "[packets:bytes" for "[:". Moves *p behind them. A number of 2^64 or
+ * more makes *overflow true. */
+static bool parse_counters(const char **p, const char *end, const char *marks, struct rule *rule, bool *overflow) {
     const char *at = *p;
     *overflow = false;
     for (int i = 0; i < 2; i++) {
-        if (at == end || *at++ != "[:"[i]) return false;
+        if (at == end || *at++ != marks[i]) return false;
         const char *digits = at;
-        for (counters[i] = 0; at < end && is_digit(*at); at++) {
+        uint64_t n = 0;
+        for (; at < end && is_digit(*at); at++) {
             unsigned digit = (unsigned)(*at - '0');
-            *overflow = *overflow || counters[i] > (UINT64_MAX - digit) / 10;
-            counters[i] = counters[i] * 10 + digit;
+            *overflow = *overflow || n > (UINT64_MAX - digit) / 10;
+            n = n * 10 + digit;
         }
         if (at == digits) return false;
+        *(i == 0 ? &rule->packets : &rule->bytes) = n;
     }
-    *p = at + 1;
-    return at < end && *at == ']';
+    *p = at;
+    return true;
 }
 
-/* "[packets:bytes] -A CHAIN" at the beginning of a rule. A chain's name ends at a blank; any other byte may be in it. */
-static bool rule_head(struct text line, uint64_t counters[2], bool *overflow, struct text *chain) {
-    const char *p = line.at, *end = line.at + line.len;
-    if (!parse_counters(&p, end, counters, overflow) || end - p < 5 || memcmp(p, " -A ", 4) != 0) return false;
-    const char *name = p += 4;
+static bool begins(const char *p, const char *end, const char *s) {
+    return (size_t)(end - p) >= strlen(s) && memcmp(p, s, strlen(s)) == 0;
+}
+
+/* The beginning of a rule, "[packets:bytes] -A CHAIN", or in a list "-A CHAIN" alone. A chain's name ends at a blank; any
+ * other byte may be in it. */
+static bool rule_head(struct text line, bool list, struct rule *rule, bool *overflow, struct text *chain) {
+    const char *p = line.at, *end = p + line.len, *start = list ? "-A " : "] -A ";
+    *overflow = false;
+    if ((!list && !parse_counters(&p, end, "[:", rule, overflow)) || !begins(p, end, start)) return false;
+    const char *name = p += strlen(start);
     while (p < end && *p != ' ' && *p != '\n') p++;
     *chain = between(name, p);
     return p > name;
@@ -205,12 +297,13 @@ static bool rule_head(struct text line, uint64_t counters[2], bool *overflow, st
 enum { LINE_INCOMPLETE = -1, LINE_BAD = -2 };
 
 /* The length of the line at p without its newline. */
-static long line_length(const char *p, const char *end) {
+static long line_length(const char *p, const char *end, bool list) {
     const char *lf = memchr(p, '\n', (size_t)(end - p)), *stop = lf ? lf : end;
-    uint64_t counters[2];
+    struct rule rule;
     bool overflow;
     struct text chain, word;
-    if (*p == '[' && memchr(p, '"', (size_t)(stop - p)) && rule_head(between(p, stop), counters, &overflow, &chain)) {
+    if (*p == (list ? '-' : '[') && memchr(p, '"', (size_t)(stop - p)) &&
+        rule_head(between(p, stop), list, &rule, &overflow, &chain)) {
         struct words w = {chain.at + chain.len, end, ANY, 0};
         enum word kind;
         while ((kind = next_word(&w, &word)) == WORD)
@@ -268,9 +361,12 @@ static void take_comment(struct ruleset *rs, struct rule *rule, struct text word
     const char *p = word.at, *end = p + word.len;
     bool quoted = word.len >= 2 && *p == '"';
     for (const char *joint = rule->comment.at ? "; " : ""; *joint; joint++) *to++ = *joint;
-    for (p += quoted, end -= quoted; p < end; p++) {
-        p += quoted && *p == '\\';
-        *to++ = *p;
+    for (p += quoted, end -= quoted; p < end;) {
+        p += quoted && *p == '\\'; /* what is behind it stands for itself */
+        const char *slash = quoted ? memchr(p + 1, '\\', (size_t)(end - p - 1)) : NULL, *stop = slash ? slash : end;
+        memcpy(to, p, (size_t)(stop - p));
+        to += stop - p;
+        p = stop;
     }
     rule->comment = between(rs->comment, to);
 }
@@ -297,14 +393,28 @@ static void parse_target(struct words *w, char *start, char *end, struct text ju
     rule->terminal = text_is(jump, "-g") || one_of(name, terminal_targets);
 }
 
-/* Reads the words of a rule, from behind the chain's name to the end of its line. They are rewritten in place. */
-static void parse_rule(struct ruleset *rs, char *start, const char *line_end, struct rule *rule) {
+/* "-c packets bytes", before the target of a rule in a list or at its end; w is behind -c. */
+static bool take_counters(struct words *w, struct rule *rule, bool *overflow) {
+    const char *p = w->at;
+    if (!parse_counters(&p, w->end, "  ", rule, overflow)) return false;
+    if (p < w->end && !begins(p, w->end, " -j ") && !begins(p, w->end, " -g ")) return false;
+    w->at = p;
+    return true;
+}
+
+/* Reads the words of a rule, from behind the chain's name to the end of its line. They are rewritten in place. In a list the
+ * counters are among them: false if they are not. */
+static bool parse_rule(struct ruleset *rs, char *start, const char *line_end, struct rule *rule, bool *overflow) {
     start += start < line_end; /* the blank */
     struct words w = {start, line_end, ANY, 0};
     struct text word, value;
     char *end = start;
-    bool negated = false, says_all = true;
+    bool negated = false, says_all = true, counted = rs->table;
     while (next_word(&w, &word) == WORD) {
+        if (!rs->table && text_is(word, "-c") && take_counters(&w, rule, overflow)) {
+            counted = true;
+            continue;
+        }
         if (text_is(word, "-j") || text_is(word, "-g")) {
             parse_target(&w, start, end, word, rule);
             break;
@@ -322,6 +432,7 @@ static void parse_rule(struct ruleset *rs, char *start, const char *line_end, st
     }
     if (rule->target.len == 0) rule->match = between(start, end);
     rule->expressible = says_all && !negated && rule->address.text.len + rule->port.text.len + rule->protocol.text.len > 0;
+    return counted;
 }
 
 /* ---- the ruleset ---------------------------------------------------------------------------------------- */
@@ -332,7 +443,7 @@ void ruleset_begin(struct ruleset *rs, const char *table, const struct text *cha
     rs->nchains = nchains;
     rs->nft = rs->opened = rs->ended = false;
     rs->missing.len = 0;
-    rs->where = OUTSIDE;
+    rs->where = table ? OUTSIDE : INSIDE;
     rs->error[0] = rs->remark[0] = '\0';
     rs->start = rs->len = 0;
     memset(rs->found, 0, sizeof rs->found);
@@ -383,43 +494,54 @@ static enum item table_line(struct ruleset *rs, struct text line) {
     return ITEM_MORE;
 }
 
-/* ":CHAIN POLICY [packets:bytes]"; the policy of a chain of the user's is "-". */
+/* ":CHAIN POLICY [packets:bytes]", the policy of a user's chain being "-"; in a list "-P CHAIN POLICY -c packets bytes", or
+ * "-N CHAIN" for a user's. */
 static enum item chain_line(struct ruleset *rs, struct text line, struct rule *rule) {
-    const char *end = line.at + line.len, *blank = memchr(line.at, ' ', line.len), *policy_at = blank ? blank + 1 : end;
-    size_t chain = find_chain(rs, between(line.at + 1, blank ? blank : end));
-    if (chain == rs->nchains) return ITEM_MORE;
-    uint64_t counters[2];
-    bool overflow;
-    const char *second = memchr(policy_at, ' ', (size_t)(end - policy_at)), *p = second ? second + 1 : end;
-    struct text policy = between(policy_at, second ? second : end);
-    if (!second || rs->found[chain] || !parse_counters(&p, end, counters, &overflow) || p != end || overflow)
-        return fail(rs, "chain not understood: ", line);
-    rs->found[chain] = true;
-    *rule = (struct rule){.chain = chain, .packets = counters[0], .bytes = counters[1], .target = policy};
-    return text_is(policy, "-") ? ITEM_MORE : ITEM_POLICY;
+    bool list = !rs->table, overflow = false;
+    const char *end = line.at + line.len, *at = line.at + (list ? 3 : 1), *blank = memchr(at, ' ', (size_t)(end - at));
+    size_t chain = find_chain(rs, between(at, blank ? blank : end));
+    if (chain == rs->nchains && !list) return ITEM_MORE;
+    *rule = (struct rule){.chain = chain, .target = TEXT("-")};
+    const char *p = blank ? memchr(blank + 1, ' ', (size_t)(end - blank - 1)) : NULL, *mark = list ? " -c" : " ";
+    bool good = !blank && begins(line.at, end, "-N");
+    if (p && begins(p, end, mark)) {
+        rule->target = between(blank + 1, p);
+        p += strlen(mark);
+        good = parse_counters(&p, end, list ? "  " : "[:", rule, &overflow) && text_is(between(p, end), list ? "" : "]");
+    }
+    if (!good || overflow || chain == rs->nchains || rs->found[chain]) return fail(rs, "chain not understood: ", line);
+    rs->found[chain] = rs->opened = true;
+    return text_is(rule->target, "-") ? ITEM_MORE : ITEM_POLICY;
 }
 
 static enum item rule_line(struct ruleset *rs, struct text line, struct rule *rule) {
-    struct text name;
+    struct text name, first;
     struct words w = {NULL, line.at + line.len, ANY, 0};
-    uint64_t counters[2];
-    bool overflow;
-    if (!rule_head(line, counters, &overflow, &name)) return fail(rs, "rule not understood: ", line);
-    size_t chain = find_chain(rs, name);
-    if (chain == rs->nchains) return ITEM_MORE;
-    const char *words = w.at = name.at + name.len;
-    if (next_word(&w, &name) == WORD && *name.at != '-' && *name.at != '!') /* the tail of a raw name with a newline */
-        return fail(rs, "rule not understood: ", line);
+    bool list = !rs->table, overflow;
+    *rule = (struct rule){.chain = rs->nchains};
+    bool good = rule_head(line, list, rule, &overflow, &name);
+    if (good) rule->chain = find_chain(rs, name);
+    if (good && rule->chain == rs->nchains && !list) return ITEM_MORE;
+    if (good) w.at = name.at + name.len;
+    const char *words = w.at;
+    if (!good || rule->chain == rs->nchains || (next_word(&w, &first) == WORD && *first.at != '-' && *first.at != '!'))
+        return fail(rs, "rule not understood: ", line); /* the tail of a raw name with a newline, say */
     if (overflow) return fail(rs, "a counter of 2^64 or more: ", line);
-    *rule = (struct rule){.chain = chain, .packets = counters[0], .bytes = counters[1]};
-    parse_rule(rs, rs->buf + (words - rs->buf), line.at + line.len, rule);
-    return ITEM_RULE;
+    if (!parse_rule(rs, rs->buf + (words - rs->buf), line.at + line.len, rule, &overflow))
+        return fail(rs, "a rule without counters: ", rule->match);
+    return overflow ? fail(rs, "a counter of 2^64 or more: ", rule->match) : ITEM_RULE;
 }
 
 /* One line; ITEM_MORE says that there is nothing in it for the caller. */
 static enum item take_line(struct ruleset *rs, struct text line, struct rule *rule) {
     const char first = *(line.len > 0 ? line.at : "#");
     if (first == '#') return comment_line(rs, line);
+    if (!rs->table) {
+        const char second = first == '-' && line.len > 3 && line.at[2] == ' ' ? line.at[1] : ' ';
+        return second == 'A'                    ? rule_line(rs, line, rule)
+               : second == 'N' || second == 'P' ? chain_line(rs, line, rule)
+                                                : fail(rs, "unexpected line: ", line);
+    }
     if (rs->where == OUTSIDE) return first == '*' ? table_line(rs, line) : fail(rs, "unexpected line: ", line);
     if (text_is(line, "COMMIT")) {
         rs->where = OUTSIDE;
@@ -433,8 +555,9 @@ static enum item take_line(struct ruleset *rs, struct text line, struct rule *ru
 
 static enum item finish(struct ruleset *rs) {
     struct text nothing = {"", 0};
-    if (!rs->opened) return fail(rs, rs->remark[0] != '\0' ? rs->remark : "the table was not printed", nothing);
-    if (rs->where != OUTSIDE) return fail(rs, "the output ends before COMMIT", nothing);
+    if (!rs->opened && rs->remark[0] != '\0') return fail(rs, rs->remark, nothing);
+    if (!rs->opened && rs->table) return fail(rs, "the table was not printed", nothing);
+    if (rs->table && rs->where != OUTSIDE) return fail(rs, "the output ends before COMMIT", nothing);
     for (size_t i = 0; i < rs->nchains && rs->missing.len == 0; i++)
         if (!rs->found[i]) rs->missing = rs->chains[i];
     return rs->missing.len > 0 ? fail(rs, "no chain ", rs->missing) : ITEM_END;
@@ -444,11 +567,11 @@ enum item ruleset_next(struct ruleset *rs, struct rule *rule) {
     while (rs->start < rs->len) {
         char *at = rs->buf + rs->start;
         size_t left = rs->len - rs->start;
-        long length = line_length(at, at + left);
+        long length = line_length(at, at + left, !rs->table);
         if (length == LINE_INCOMPLETE && !rs->ended && left < RULE_LINE_MAX) return ITEM_MORE;
         struct text line = {at, length < 0 ? left : (size_t)length};
         if (line.len >= RULE_LINE_MAX) return fail(rs, "a line without end: ", line);
-        if (length == LINE_BAD || (length < 0 && (*at == '[' || *at == ':')))
+        if (length == LINE_BAD || (length < 0 && (!rs->table || *at == '[' || *at == ':')))
             return fail(rs, length == LINE_BAD ? "quotes not understood: " : "the output ends inside a line: ", line);
         rs->start += length < 0 ? left : line.len + 1;
         enum item item = take_line(rs, line, rule);

@@ -1,7 +1,7 @@
 /* parse.h - everything that nfprom understands of the bytes that come from outside.
  *
- * Two grammars: an HTTP/1.x request (RFC 9110, RFC 9112), and what `iptables-save -c` prints (iptables' xshared.c and
- * the save functions of its extensions). Pure functions: no I/O, no allocation, no globals, no exit. */
+ * Two grammars: an HTTP/1.x request (RFC 9110, RFC 9112), and what `iptables-save -c` or `iptables -v -S CHAIN` prints
+ * (iptables' xshared.c and the save functions of its extensions). Pure functions: no I/O, no allocation, no globals, no exit. */
 #ifndef NFPROM_PARSE_H
 #define NFPROM_PARSE_H
 
@@ -32,10 +32,17 @@ enum {
     REQUEST_MAX = 2 * REQUEST_LINE_MAX + HEADERS_MAX + 8 /* what a reader must be able to hold */
 };
 
+/* How much a client wants one media type: the quality in thousandths that the most precise of its media ranges gives it
+ * (RFC 9110 section 12.5.1). Precision 0: none does, and the quality says nothing. */
+struct preference {
+    int precision, quality;
+};
+
 struct request {
     struct text method;
-    struct text path;       /* without query, scheme and authority; "*" and CONNECT's host as they are */
-    long scrape_timeout_ms; /* X-Prometheus-Scrape-Timeout-Seconds in milliseconds, -1 without a usable one */
+    struct text path;                    /* without query, scheme and authority; "*" and CONNECT's host as they are */
+    long scrape_timeout_ms;              /* X-Prometheus-Scrape-Timeout-Seconds in milliseconds, -1 without a usable one */
+    struct preference openmetrics, text; /* application/openmetrics-text version 1.0.0, text/plain version 0.0.4 */
 };
 
 /* Reads the request in the first len bytes of buf. Returns 0 if it is not complete yet (call again with more; nothing
@@ -79,13 +86,13 @@ enum item {
     ITEM_MORE,   /* feed more */
     ITEM_RULE,   /* a rule is in *rule */
     ITEM_POLICY, /* a built-in chain: chain, packets, bytes and target are in *rule */
-    ITEM_END,    /* read to the end: the table, its COMMIT and every chain were seen */
+    ITEM_END,    /* read to the end: the table and its COMMIT, if a table is read, and every chain were seen */
     ITEM_ERROR   /* ruleset.error says why; nothing more will come */
 };
 
-/* The reader of one run of iptables-save. Bounded in size whatever the output holds; no pointers to be freed. */
+/* The reader of one run of iptables. Bounded in size whatever the output holds; no pointers to be freed. */
 struct ruleset {
-    const char *table; /* of the caller, as are the chains; both must outlive the reader */
+    const char *table; /* of the caller, as are the chains; both must outlive the reader. NULL: lists of chains are read */
     const struct text *chains;
     size_t nchains;
     bool nft;            /* the header named the nf_tables backend */
@@ -101,7 +108,8 @@ struct ruleset {
     char comment[RULE_LINE_MAX];
 };
 
-/* Makes *rs ready to read `table` and to report `chains` (1 to CHAINS_MAX names). */
+/* Makes *rs ready to report `chains` (1 to CHAINS_MAX names) out of `table` in the output of iptables-save; or, with table
+ * NULL, out of what `iptables -v -S CHAIN` prints for each of them, one after the other. */
 void ruleset_begin(struct ruleset *rs, const char *table, const struct text *chains, size_t nchains);
 
 /* Where to put the next bytes of output, and in *room how many fit (READ_SIZE at least after ITEM_MORE). */
@@ -111,7 +119,7 @@ char *ruleset_room(struct ruleset *rs, size_t *room);
 void ruleset_fed(struct ruleset *rs, size_t n);
 
 /* The next thing of interest. Call until it returns ITEM_MORE, feed, and so on to ITEM_END or ITEM_ERROR.
- * Errors: a line that iptables-save does not print, a line over RULE_LINE_MAX, an unclosed quote, a counter of a wanted
+ * Errors: a line that iptables does not print, a line over RULE_LINE_MAX, an unclosed quote, a counter of a wanted
  * chain that is not a number below 2^64, a table or chain given twice; at the end a missing table, COMMIT or chain. */
 enum item ruleset_next(struct ruleset *rs, struct rule *rule);
 
