@@ -19,7 +19,7 @@ CFLAGS ?= -O2 -g
 ifeq ($(origin CC)$(SAN),default)
 ifneq ($(shell command -v musl-gcc),)
 CC = musl-gcc
-LDFLAGS ?= -static
+LDFLAGS ?= -static -Wl,-z,noseparate-code
 endif
 endif
 

@@ -4,7 +4,9 @@
  * output; -addr plays that part itself. nfprom reads one HTTP request, runs `iptables-save -c -t TABLE` through popen(3),
  * reads what it prints to the end, builds the whole answer in memory, sends it and exits. Nothing stays behind.
  *
- *   GET or HEAD of  /metrics    the exposition, text format 0.0.4; 503 or 504 with the reason if there is none
+ *   GET or HEAD of  /metrics    the exposition, text format 0.0.4 or, if the Accept header prefers it, OpenMetrics 1.0;
+ *                               503 or 504 with the reason if there is none
+ *                   /status     the same counters as a page for people, 503 or 504 likewise
  *                   /           a page with links; iptables is not run
  *                   /-/healthy  "ok"; iptables is not run
  *
@@ -28,6 +30,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -55,6 +58,9 @@ enum {
     STORE_MAX = 256 << 20, /* bytes of labels kept of one family */
     RESPONSE_MAX = 1 << 30,
     HEAD_ROOM = 512, /* for the head of a response, in front of its body */
+    PIECE_MAX = 1500,
+    PAGE = 4096, /* no less than a page, to keep together what is touched together */
+    FIRST_SIZE = 64 * 1024,
     SAID_MAX = 1000, /* bytes kept of what iptables-save says on standard error: the last ones */
     REASON_MAX = 3000,
     NAMESPACE_MAX = 400,
@@ -67,7 +73,7 @@ struct config {
     struct text chains[CHAINS_MAX];
     size_t nchains;
     const char *table, *namespace, *addr, *variant;
-    bool ipv4, ipv6, print;
+    bool ipv4, ipv6, list, print;
     usec timeout;
 };
 
@@ -124,6 +130,7 @@ static const char usage[] = "Usage: nfprom [flags], with a connection as standar
                             "  -ipv4, -ipv6     which families to read (default -ipv4=true -ipv6=false)\n"
                             "  -namespace NAME  prefix of all metric names (default nfprom)\n"
                             "  -variant V       nft or legacy (default: what iptables-save is on this system)\n"
+                            "  -list            read the chain alone, with iptables -v -S, not the whole table\n"
                             "  -timeout D       deadline of an exchange, as in 500ms, 8s, 1m30s (default 8s)\n"
                             "  -addr ADDR       listen on name:port, ipv4:port, [ipv6]:port or :port\n"
                             "  -print           print the metrics to standard output; no HTTP\n"
@@ -223,15 +230,16 @@ static bool set_value(struct config *cfg, const char *flag, const char *value) {
 /* One flag of Go's style at argv[*i]; moves *i over a value of its own. */
 static bool parse_flag(struct config *cfg, char **argv, int *i) {
     static const char *const valued[] = {"chain", "table", "namespace", "timeout", "variant", "addr", NULL};
-    static const char *const booleans[] = {"ipv4", "ipv6", "print", "version", "help", "h", NULL};
+    static const char *const booleans[] = {"ipv4", "ipv6", "list", "print", "version", "help", "h", NULL};
     char *flag = argv[*i];
     if (flag[0] != '-' || flag[1] == '\0') return wrong("%s: an argument that is no flag", flag);
     flag += flag[1] == '-' ? 2 : 1;
     char *value = strchr(flag, '=');
     if (value) *value++ = '\0';
     if (one_of(flag, booleans)) {
-        bool asked = false, *fields[] = {&cfg->ipv4, &cfg->ipv6, &cfg->print}, plain = *flag == 'h' || *flag == 'v';
-        if (!set_bool(plain ? &asked : fields[*flag == 'p' ? 2 : flag[3] == '6'], flag, value)) return false;
+        bool asked = false, plain = *flag == 'h' || *flag == 'v';
+        bool *field = *flag == 'l' ? &cfg->list : *flag == 'p' ? &cfg->print : flag[3] == '6' ? &cfg->ipv6 : &cfg->ipv4;
+        if (!set_bool(plain ? &asked : field, flag, value)) return false;
         if (plain && asked) exit(dprintf(STDOUT_FILENO, "%s", *flag == 'h' ? usage : "nfprom " VERSION "\n") < 0);
         return true;
     }
@@ -259,10 +267,17 @@ struct buffer {
     bool failed;
 };
 
+/* Fresh pages need no malloc, are zero, cost nothing until they are touched, and grow without being copied. */
+static void *map(void *old, size_t old_size, size_t size) {
+    void *new = old ? mremap(old, old_size, size, MREMAP_MAYMOVE)
+                    : mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    return new == MAP_FAILED ? NULL : new;
+}
+
 static void grow(struct buffer *b, size_t n) {
-    size_t size = b->size ? b->size : 4096;
+    size_t size = b->size ? b->size : FIRST_SIZE;
     while (size - b->len < n && size <= b->max) size *= 2;
-    char *data = size <= b->max && size > b->size ? realloc(b->data, size) : NULL;
+    char *data = size <= b->max && size > b->size ? map(b->data, b->size, size) : NULL;
     b->failed = !data;
     b->data = data ? data : b->data;
     b->size = data ? size : b->size;
@@ -280,14 +295,16 @@ static inline void put(struct buffer *b, const char *at, size_t n) {
 /* Inline: the length of a literal is known where it is compiled. */
 static inline void puts_to(struct buffer *b, const char *s) { put(b, s, strlen(s)); }
 
-/* For what is short and rare. */
+/* For what is short (PIECE_MAX at most; the rest is cut) and rare. */
 static void putf(struct buffer *b, const char *format, ...) {
-    char piece[SAID_MAX + 500];
     va_list args;
+    if (b->size - b->len < PIECE_MAX && b->max > 0 && !b->failed) grow(b, PIECE_MAX);
+    size_t room = b->size - b->len;
+    if (b->failed || room == 0) return;
     va_start(args, format);
-    vsnprintf(piece, sizeof piece, format, args);
+    int n = vsnprintf(b->data + b->len, room, format, args);
     va_end(args);
-    puts_to(b, piece);
+    b->len += n < 0 ? 0 : (size_t)n < room ? (size_t)n : room - 1;
 }
 
 static void put_u64(struct buffer *b, uint64_t n) {
@@ -308,19 +325,21 @@ static size_t utf8_length(const unsigned char *p, size_t left) {
     return bad ? 0 : n;
 }
 
-/* The value of a label, with the three escapes of the exposition format. A byte that is not UTF-8 (or NUL, where Prometheus
- * stops reading) becomes the four characters \xHH, the backslash escaped in its turn. */
-static void put_escaped(struct buffer *b, struct text value) {
+/* Text out of a ruleset as the value of a label, with the three escapes of the exposition format, or as HTML. A byte that is not
+ * UTF-8 becomes the four characters \xHH (the backslash escaped in its turn, in a label), and so do NUL, where Prometheus stops
+ * reading, and the control characters that HTML does not allow. */
+static void put_escaped(struct buffer *b, struct text value, bool html) {
     const char *run = value.at, *p = run, *end = p + value.len;
     while (p < end) {
         unsigned char c = (unsigned char)*p;
-        size_t n = c >= ' ' && c < 0x7f && c != '"' && c != '\\' ? 1 : 0;
-        if (n == 0 && c != '"' && c != '\\' && c != '\n' && c != '\0')
+        bool special = c == '"' || (html ? c == '<' || c == '>' || c == '&' : c == '\\');
+        size_t n = c >= ' ' && c < 0x7f ? !special : 0;
+        if (n == 0 && !special && c != '\n' && c != '\0' && (!html || c > 0x7f))
             n = utf8_length((const unsigned char *)p, (size_t)(end - p));
         p += n;
         if (n > 0) continue;
         put(b, run, (size_t)(p - run));
-        putf(b, c == '\n' ? "\\n" : c == '"' || c == '\\' ? "\\%c" : "\\\\x%02x", c);
+        putf(b, special ? html ? "&#%u;" : "\\%c" : html ? "\\x%02x" : c == '\n' ? "\\n" : "\\\\x%02x", c);
         run = ++p;
     }
     put(b, run, (size_t)(end - run));
@@ -331,13 +350,13 @@ static void put_label(struct buffer *b, const char *name, const char *prefix, st
     puts_to(b, name);
     put(b, "=\"", 2);
     puts_to(b, prefix);
-    put_escaped(b, value);
+    put_escaped(b, value, false);
     put(b, "\"", 1);
 }
 
 /* ---- series --------------------------------------------------------------------------------------------- */
 
-enum kind { SEED, VERBATIM, POLICY };
+enum kind { SEED, VERBATIM, POLICY, ROW };
 enum what { PACKETS, BYTES, INFO };
 
 struct series {
@@ -351,16 +370,21 @@ struct series {
 
 /* What is known of one family after its read. */
 struct family {
-    const char *l2proto;
+    const char *l2proto, *name;
     bool enabled, success, timed_out;
+    bool page;       /* every rule and policy becomes a ROW, with cells of HTML in place of labels */
+    size_t in_group; /* rows have been begun for the chains before this one */
     usec duration;
-    char reason[REASON_MAX];    /* why there is no success */
     struct buffer text, series; /* the labels; struct series in the chain's order */
     uint32_t *index;            /* open addressing: number of a first series + 1, by the hash of its key; 0: free */
     size_t slots;
     struct tally {
         unsigned long exported, other, duplicate, nonterminal;
     } tallies[CHAINS_MAX];
+    struct total {
+        uint64_t packets, bytes;
+    } totals[3];             /* of the rules with a direction, and of all others; no more than 2^64 - 1 */
+    char reason[REASON_MAX]; /* why there is no success */
 };
 
 static struct series *series_of(const struct family *f) { return (struct series *)(void *)f->series.data; }
@@ -389,9 +413,9 @@ static uint32_t *find_slot(const struct family *f, const char *key, size_t len) 
 /* Keeps the index at most half full. */
 static bool grow_index(struct family *f) {
     if (2 * count_series(f) < f->slots) return true;
-    free(f->index);
-    f->slots = f->slots ? 2 * f->slots : 64;
-    f->index = calloc(f->slots, sizeof *f->index);
+    if (f->index) munmap(f->index, f->slots * sizeof *f->index);
+    f->slots = f->slots ? 2 * f->slots : PAGE / sizeof *f->index;
+    f->index = map(NULL, 0, f->slots * sizeof *f->index);
     const struct series *all = series_of(f);
     for (size_t i = 0; f->index && i < count_series(f); i++)
         if (all[i].copies > 0) *find_slot(f, f->text.data + all[i].labels, all[i].key_len) = (uint32_t)i + 1;
@@ -436,10 +460,10 @@ static void put_rule_labels(struct buffer *b, const struct config *cfg, const st
     puts_to(b, "l2proto=\"");
     puts_to(b, f->l2proto);
     puts_to(b, "\",rule=\"");
-    put_escaped(b, rule->match);
+    put_escaped(b, rule->match, false);
     s->key_len = (uint32_t)(b->len - s->labels);
     if (rule->match.len > 0 && rule->target.len > 0) put(b, " ", 1);
-    put_escaped(b, rule->match.len + rule->target.len > 0 ? rule->target : (struct text)TEXT("*"));
+    put_escaped(b, rule->match.len + rule->target.len > 0 ? rule->target : (struct text)TEXT("*"), false);
     put(b, "\"", 1);
 }
 
@@ -492,14 +516,54 @@ static bool add_policy(const struct config *cfg, struct family *f, const struct 
     return keep_series(f, &s);
 }
 
+static void add_up(uint64_t *sum, uint64_t n) { *sum = *sum > UINT64_MAX - n ? UINT64_MAX : *sum + n; }
+
+/* The same for the page: the cells up to the numbers. */
+static bool add_row(const struct config *cfg, struct family *f, const struct rule *rule, bool policy) {
+    static const char *const directions[] = {"\u2013", "in", "out"};
+    struct series s = {.packets = rule->packets, .bytes = rule->bytes, .labels = f->text.len, .kind = ROW};
+    struct buffer *b = &f->text;
+    const struct value *cells[] = {&rule->address, &rule->protocol, &rule->port};
+    const enum direction direction = rule->expressible ? rule->direction : DIRECTION_NONE;
+    if (f->in_group != rule->chain + 1) {
+        putf(b, "\n<tbody><tr><th colspan=8 scope=rowgroup>%s, chain ", f->name);
+        put_escaped(b, cfg->chains[rule->chain], true);
+        f->in_group = rule->chain + 1;
+    }
+    puts_to(b, "\n<tr><th scope=row>");
+    put_escaped(b, rule->comment, true);
+    puts_to(b, policy ? "policy <code>" : "<code>");
+    put_escaped(b, rule->match, true);
+    puts_to(b, rule->match.len > 0 && rule->target.len > 0 ? " " : "");
+    put_escaped(b, rule->match.len + rule->target.len > 0 ? rule->target : (struct text)TEXT("*"), true);
+    puts_to(b, "</code>");
+    for (int i = 0; i < 3; i++) {
+        puts_to(b, cells[i]->negated && rule->expressible ? "<td>!" : "<td>");
+        put_escaped(b, rule->expressible && cells[i]->text.len ? cells[i]->text : (struct text)TEXT("\u2013"), true);
+    }
+    puts_to(b, "<td>");
+    puts_to(b, directions[direction]);
+    s.len = (uint32_t)(b->len - s.labels);
+    f->tallies[0].nonterminal += rule->expressible && !rule->terminal;
+    add_up(&f->totals[direction].packets, rule->packets);
+    add_up(&f->totals[direction].bytes, rule->bytes);
+    return keep_series(f, &s);
+}
+
+static bool add_item(const struct config *cfg, struct family *f, const struct rule *rule, bool policy) {
+    return f->page ? add_row(cfg, f, rule, policy) : policy ? add_policy(cfg, f, rule) : add_rule(cfg, f, rule);
+}
+
 static void forget(struct family *f) {
-    free(f->text.data);
-    free(f->series.data);
-    free(f->index);
+    if (f->text.data) memset(f->tallies, 0, sizeof f->tallies);
+    memset(f->totals, 0, sizeof f->totals);
+    f->in_group = 0;
+    if (f->text.data) munmap(f->text.data, f->text.size);
+    if (f->series.data) munmap(f->series.data, f->series.size);
+    if (f->index) munmap(f->index, f->slots * sizeof *f->index);
     f->index = NULL;
     f->slots = 0;
     f->text = f->series = (struct buffer){.max = STORE_MAX};
-    memset(f->tallies, 0, sizeof f->tallies);
 }
 
 /* ---- one run of iptables-save --------------------------------------------------------------------------- */
@@ -520,6 +584,19 @@ static void end_group(int signal) {
     kill(0, SIGKILL);
 }
 
+/* For the command: a PATH with the places of iptables-save, messages in one language. */
+static void set_environment(void) {
+    const char *path = getenv("PATH");
+    size_t size = (path ? strlen(path) : 0) + 40;
+    char *longer = malloc(size);
+    if (longer) {
+        snprintf(longer, size, "%s:/usr/sbin:/sbin", path && *path ? path : "/usr/bin:/bin");
+        setenv("PATH", longer, 1);
+    }
+    free(longer);
+    setenv("LC_ALL", "C", 1);
+}
+
 /* Only the collector comes here. The command's standard input is popen's pipe, which pclose closes at once. */
 static _Noreturn void collect(const char *command, pid_t parent, int out, int err) {
     setpgid(0, 0);
@@ -529,6 +606,7 @@ static _Noreturn void collect(const char *command, pid_t parent, int out, int er
     prctl(PR_SET_PDEATHSIG, SIGTERM); /* nfprom killed: nothing may be left behind */
     if (getppid() != parent || dup2(err, STDIN_FILENO) < 0 || dup2(out, STDOUT_FILENO) < 0 || dup2(err, STDERR_FILENO) < 0)
         _exit(126);
+    set_environment();
     FILE *pipe = popen(command, "we");
     int status = pipe ? pclose(pipe) : -1;
     if (status < 0) dprintf(STDERR_FILENO, "no shell: %s\n", strerror(errno));
@@ -582,7 +660,7 @@ static enum item take_items(const struct config *cfg, struct ruleset *rs, struct
     struct rule rule;
     enum item item;
     while ((item = ruleset_next(rs, &rule)) == ITEM_RULE || item == ITEM_POLICY) {
-        if (!(item == ITEM_RULE ? add_rule(cfg, f, &rule) : add_policy(cfg, f, &rule))) {
+        if (!add_item(cfg, f, &rule, item == ITEM_POLICY)) {
             snprintf(rs->error, sizeof rs->error, "out of memory after %zu rules", count_series(f));
             return ITEM_ERROR;
         }
@@ -633,10 +711,35 @@ static bool may_read(void) {
            (geteuid() == 0 || prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_IS_SET, CAP_NET_ADMIN, 0, 0) == 1);
 }
 
-/* The command that changes the family's rules; with "-save" behind it, the one that prints them. */
+/* The command that changes and lists the family's rules; with "-save" behind it, the one that prints its tables. */
 static void name_tables(char *to, size_t size, const struct config *cfg, const struct family *f) {
     snprintf(to, size, "%s%s%s", strcmp(f->l2proto, "ipv6") == 0 ? "ip6tables" : "iptables", cfg->variant ? "-" : "",
              cfg->variant ? cfg->variant : "");
+}
+
+/* For the shell: single quotes, if they are needed, around a name that may hold any byte but blanks. */
+static void put_word(struct buffer *b, struct text word) {
+    static const char plain[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:+@%/,";
+    size_t good = 0;
+    while (good < word.len && strchr(plain, word.at[good])) good++;
+    const char *quote = good < word.len ? "'" : "";
+    puts_to(b, quote);
+    for (size_t i = 0; i < word.len; i++) word.at[i] == '\'' ? puts_to(b, "'\\''") : put(b, word.at + i, 1);
+    puts_to(b, quote);
+}
+
+/* What prints the counters. -w waits for the lock of the legacy tables, which iptables, other than iptables-save, takes itself. */
+static void put_command(struct buffer *b, const struct config *cfg, const struct family *f) {
+    const char *sudo = may_read() ? "" : "sudo -n ";
+    char tables[32];
+    name_tables(tables, sizeof tables, cfg, f);
+    if (!cfg->list) putf(b, "exec %s%s-save -c -t %s", sudo, tables, cfg->table);
+    for (size_t i = 0; cfg->list && i < cfg->nchains; i++) {
+        putf(b, "%s%s%s -w -t %s -v -S ", i + 1 < cfg->nchains ? "" : "exec ", sudo, tables, cfg->table);
+        put_word(b, cfg->chains[i]);
+        puts_to(b, i + 1 < cfg->nchains ? " && " : "");
+    }
+    put(b, "", 1);
 }
 
 /* Why the run was no success, and what to do about it, into f->reason. */
@@ -646,24 +749,27 @@ static void explain(const struct config *cfg, struct family *f, const char *comm
     const char *cut = run->said_len > SAID_MAX - 2 ? strchr(run->said, '\n') : NULL, *said = cut ? cut + 1 : run->said,
                *save = strstr(command, "ip"); /* behind sudo */
     char tables[32];
-    bool sudo = save > command, denied = strstr(said, "ermi") || strstr(said, "must be root");
+    bool sudo = strncmp(command, "sudo", 4) == 0, denied = strstr(said, "ermi") || strstr(said, "must be root");
+    bool missing = rs->missing.len > 0 && (run->status == 0 || strstr(said, "No chain") || strstr(said, "is incompatible"));
     name_tables(tables, sizeof tables, cfg, f);
     memset(f->reason, 0, sizeof f->reason);
     putf(&reason, "`%s` ", command);
     if (run->timed_out)
         putf(&reason, "did not end in time%s (-timeout, or the scraper's own)",
              sudo ? "; what sudo started is root's and cannot be killed" : " and was killed");
-    else if (run->status != 0 && rs->ended)
+    else if (run->status != 0 && rs->ended && !missing)
         putf(&reason, "ended with status %d", run->status);
     else
         putf(&reason, "gave no counters: %s", rs->error);
     if (*said) putf(&reason, "; it said: %s", said);
     if (run->timed_out) return;
-    if (run->status == 0 && rs->missing.len > 0) {
+    if (missing) {
         putf(&reason, "; make the chain with `%s -t %s -N %s` and send packets there: `%s -t %s -I %s ! -i lo -j %s`, ",
              tables, cfg->table, rs->missing.at, tables, cfg->table,
              strcmp(cfg->table, "raw") == 0 ? "PREROUTING" : "INPUT", rs->missing.at);
         puts_to(&reason, "and the same with `OUTPUT ! -o lo`");
+        if (strstr(said, "is incompatible"))
+            puts_to(&reason, "; if it is there, it holds native nft rules, which iptables does not list");
         if (strstr(said, "legacy tables present"))
             puts_to(&reason, "; there are legacy tables too, perhaps empty: if the chain is in one, use -variant legacy");
         else if (!cfg->variant)
@@ -672,8 +778,8 @@ static void explain(const struct config *cfg, struct family *f, const char *comm
         putf(
             &reason,
             "; nfprom has no CAP_NET_ADMIN: give it that capability, ambient (systemd: AmbientCapabilities=CAP_NET_ADMIN; README, Others: setpriv)"
-            " or this line in sudoers: USER ALL=(root) NOPASSWD: /usr/sbin/%s",
-            save);
+            " or this line in sudoers: USER ALL=(root) NOPASSWD: /usr/sbin/%.*s",
+            (int)strcspn(save, "&"), save);
     } else if (denied) {
         puts_to(&reason, "; it needs CAP_NET_ADMIN, for the legacy backend CAP_NET_RAW too");
     } else if (run->status == 127) {
@@ -683,32 +789,36 @@ static void explain(const struct config *cfg, struct family *f, const char *comm
 
 /* One run from start to end. True: success, the family holds what was read. */
 static bool run_once(const struct config *cfg, struct family *f, struct ruleset *rs, usec deadline) {
-    char tables[32], command[100];
+    static char line[CHAINS_MAX * (4 * CHAIN_NAME_MAX + 60)];
+    struct buffer command = {.data = line, .size = sizeof line};
     struct run run;
-    name_tables(tables, sizeof tables, cfg, f);
-    snprintf(command, sizeof command, "exec %s%s-save -c -t %s", may_read() ? "" : "sudo -n ", tables, cfg->table);
+    put_command(&command, cfg, f);
+    bool started = start(&run, line);
+    /* What can wait is done while the command gets going; and what is written before a fork is copied after it. */
     forget(f);
-    ruleset_begin(rs, cfg->table, cfg->chains, cfg->nchains);
-    bool started = start(&run, command);
+    ruleset_begin(rs, cfg->list ? NULL : cfg->table, cfg->chains, cfg->nchains);
+    grow(&f->text, 1);
+    grow(&f->series, 1);
+    grow_index(f);
     if (!started) snprintf(f->reason, sizeof f->reason, "cannot start a process: %s", strerror(errno));
     enum item item = started ? read_run(cfg, &run, rs, f, deadline) : ITEM_ERROR;
     end(&run);
     if (item == ITEM_END && run.status == 0) return true;
     f->timed_out = run.timed_out;
-    if (started) explain(cfg, f, command + strlen("exec "), &run, rs);
+    if (started) explain(cfg, f, line + (strncmp(line, "exec ", 5) == 0 ? 5 : 0), &run, rs);
     return false;
 }
 
 /* Reads a family. The legacy backend replaces its whole table at each change, and for a moment all counters are 0: such a
  * read counts only if it was done under the lock that the changers hold. nft has no such moment, and which backend it was is
  * known from its output; so a lock that somebody else holds is waited for only if it matters. Where the lock cannot be
- * opened (it belongs to root) the read is done without. */
+ * opened (it belongs to root) the read is done without. With -list, iptables itself sees to all of that. */
 static void read_family(const struct config *cfg, struct family *f, usec deadline) {
-    static struct ruleset rs; /* large, and memory is touched only as far as it is needed */
+    static _Alignas(PAGE) struct ruleset rs; /* large, and memory is touched only as far as it is needed */
     usec started = now();
     const char *file = getenv("XTABLES_LOCKFILE");
     file = file && *file ? file : "/run/xtables.lock";
-    int lock = open(file, O_RDONLY | O_CREAT | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0600);
+    int lock = cfg->list ? -1 : open(file, O_RDONLY | O_CREAT | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0600);
     bool locked = lock >= 0 && flock(lock, LOCK_SH | LOCK_NB) == 0;
     f->success = run_once(cfg, f, &rs, deadline);
     if (lock >= 0 && !locked && rs.opened && !rs.nft && !f->timed_out) {
@@ -728,21 +838,28 @@ static void read_family(const struct config *cfg, struct family *f, usec deadlin
 
 /* ---- the exposition ------------------------------------------------------------------------------------- */
 
+/* OpenMetrics 1.0 or the text format 0.0.4. They differ in three things: in OpenMetrics a family of counters is named without
+ * the `_total` of its samples, the end is marked, and the media type is another. */
 static void put_head(struct buffer *out, const struct config *cfg, const char *name, const char *type, const char *help) {
     putf(out, "# HELP %s_%s %s\n# TYPE %s_%s %s\n", cfg->namespace, name, help, cfg->namespace, name, type);
 }
 
 /* All samples that series of one kind give to a metric; nothing where there are none. */
-static void put_series(struct buffer *out, const struct config *cfg, const struct family *families, const char *name,
-                       const char *help, enum kind kind, enum what what) {
+static void put_series(struct buffer *out, const struct config *cfg, const struct family *families, bool openmetrics,
+                       const char *name, const char *help, enum kind kind, enum what what) {
     char start[NAMESPACE_MAX + 40];
-    size_t start_len = (size_t)snprintf(start, sizeof start, "%s_%s{", cfg->namespace, name);
+    const char *total = what == INFO ? "" : "_total";
+    size_t start_len = (size_t)snprintf(start, sizeof start, "%s_%s%s{", cfg->namespace, name, total);
     bool headed = false;
     for (const struct family *f = families; f < families + 2; f++) {
         const struct series *s = series_of(f);
         for (size_t left = count_series(f); left > 0; left--, s++) {
             if (s->kind != kind || (what == INFO && s->comment_len == 0)) continue;
-            if (!headed) put_head(out, cfg, name, what == INFO ? "gauge" : "counter", help);
+            if (!headed) {
+                char family[40];
+                snprintf(family, sizeof family, "%s%s", name, openmetrics ? "" : total);
+                put_head(out, cfg, family, what == INFO ? "gauge" : "counter", help);
+            }
             headed = true;
             put(out, start, start_len);
             put(out, f->text.data + s->labels, s->len + (what == INFO ? s->comment_len : 0));
@@ -770,15 +887,21 @@ static void put_tallies(struct buffer *out, const struct config *cfg, const stru
     }
 }
 
-static void put_exposition(struct buffer *out, const struct config *cfg, const struct family *families) {
+static void put_exposition(struct buffer *out, const struct config *cfg, const struct family *families, bool openmetrics) {
     static const char *const kinds[] = {"exported", "other", "duplicate"};
-    put_series(out, cfg, families, "packets_total", "Packets of a rule that the labels express.", SEED, PACKETS);
-    put_series(out, cfg, families, "bytes_total", "Bytes of a rule that the labels express.", SEED, BYTES);
-    put_series(out, cfg, families, "rule_info", "Comment of a rule that the labels express.", SEED, INFO);
-    put_series(out, cfg, families, "rule_packets_total", "Packets of any other rule.", VERBATIM, PACKETS);
-    put_series(out, cfg, families, "rule_bytes_total", "Bytes of any other rule.", VERBATIM, BYTES);
-    put_series(out, cfg, families, "policy_packets_total", "Packets that a chain's policy got.", POLICY, PACKETS);
-    put_series(out, cfg, families, "policy_bytes_total", "Bytes that a chain's policy got.", POLICY, BYTES);
+    static const struct {
+        const char *name, *help;
+        enum kind kind;
+        enum what what;
+    } all[] = {{"packets", "Packets of a rule that the labels express.", SEED, PACKETS},
+               {"bytes", "Bytes of a rule that the labels express.", SEED, BYTES},
+               {"rule_info", "Comment of a rule that the labels express.", SEED, INFO},
+               {"rule_packets", "Packets of any other rule.", VERBATIM, PACKETS},
+               {"rule_bytes", "Bytes of any other rule.", VERBATIM, BYTES},
+               {"policy_packets", "Packets that a chain's policy got.", POLICY, PACKETS},
+               {"policy_bytes", "Bytes that a chain's policy got.", POLICY, BYTES}};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        put_series(out, cfg, families, openmetrics, all[i].name, all[i].help, all[i].kind, all[i].what);
     put_head(out, cfg, "rules", "gauge", "Rules: exported by their labels, other, and duplicates of either.");
     put_tallies(out, cfg, families, "rules", kinds);
     put_head(out, cfg, "nonterminal_rules", "gauge", "Exported rules after which another may count the packet again.");
@@ -793,13 +916,17 @@ static void put_exposition(struct buffer *out, const struct config *cfg, const s
         if (f->enabled)
             putf(out, "%s_scrape_duration_seconds{l2proto=\"%s\"} %lld.%06lld\n", cfg->namespace, f->l2proto,
                  f->duration / SECOND, f->duration % SECOND);
+    if (openmetrics) puts_to(out, "# EOF\n");
 }
 
-/* Reads the enabled families, and logs what fails: 200 if one succeeded, else 504 if one was out of time, else 503. */
-static int scrape(const struct config *cfg, struct family *families, usec deadline) {
+/* Reads the enabled families (all zero before), and logs what fails: 200 if one succeeded, else 504 if one was out of time, else 503. */
+static int scrape(const struct config *cfg, struct family *families, bool page, usec deadline) {
     int status = 503;
-    families[0] = (struct family){.l2proto = "ipv4", .enabled = cfg->ipv4};
-    families[1] = (struct family){.l2proto = "ipv6", .enabled = cfg->ipv6};
+    families[0].page = families[1].page = page;
+    families[0].l2proto = "ipv4", families[0].name = "IPv4";
+    families[1].l2proto = "ipv6", families[1].name = "IPv6";
+    families[0].enabled = cfg->ipv4;
+    families[1].enabled = cfg->ipv6;
     for (struct family *f = families; f < families + 2; f++) {
         if (!f->enabled) continue;
         int left = f == families && cfg->ipv6 ? 2 : 1; /* a family that hangs leaves the other its share of time */
@@ -810,12 +937,116 @@ static int scrape(const struct config *cfg, struct family *families, usec deadli
     return status;
 }
 
+/* ---- the page -------------------------------------------------------------------------------------------- */
+
+/* clang-format off */
+static const char page_head[] =
+    "<!DOCTYPE html>\n<html lang=en><meta charset=utf-8><meta name=viewport content=\"width=device-width\">\n"
+    "<title>nfprom</title>\n<style>\n"
+    ":root{color-scheme:light dark;--line:#8886;--bar:#2f6fd0}\n"
+    "body{font:1rem/1.45 system-ui,sans-serif;max-width:80rem;margin:0 auto;padding:1rem}\n"
+    "h1{font-size:1.4rem;margin:0}\n"
+    "table{border-collapse:collapse;width:100%}\n"
+    "caption{text-align:left;padding-bottom:.5rem}\n"
+    "th,td{text-align:left;vertical-align:top;padding:.25rem .5rem;border-bottom:1px solid var(--line)}\n"
+    "th[scope=row]{font-weight:normal;overflow-wrap:anywhere}\n"
+    "th[scope=rowgroup]{padding-top:1rem}\n"
+    "code{display:block;font-size:.85em;opacity:.85}\n"
+    "td:nth-child(6),td:nth-child(7),thead th:nth-child(n+6):not(:last-child){text-align:right;white-space:nowrap}\n"
+    "td:last-child{min-width:7rem;font-variant-numeric:tabular-nums}\n"
+    "i{display:block;height:.5rem;background:var(--bar)}\n"
+    "@media(max-width:60rem){\n"
+    "thead{position:absolute;left:-9999px}\n"
+    "tr{display:grid;grid-template-columns:1fr 1fr;padding:.4rem 0;border-bottom:1px solid var(--line)}\n"
+    "th,td{border:0;padding:.1rem .25rem}th,td:last-child{grid-column:1/-1}td:nth-child(n){text-align:left}\n"
+    "td::before{opacity:.7}td:nth-child(2)::before{content:'Address '}td:nth-child(3)::before{content:'Protocol '}\n"
+    "td:nth-child(4)::before{content:'Port '}td:nth-child(5)::before{content:'Direction '}\n"
+    "td:nth-child(6)::before{content:'Packets '}td:nth-child(7)::before{content:'Bytes '}\n"
+    "td:last-child::before{content:'Share '}}\n"
+    "</style>\n<h1>nfprom</h1>\n";
+
+static const char table_head[] =
+    "<table><caption>What the rules have counted since they were made or set back. 1 KiB is 1,024 bytes, 1 MiB 1,024 KiB and so on; "
+    "the share is that of all bytes in the table.</caption>\n"
+    "<thead><tr><th scope=col>Comment or rule<th scope=col>Address<th scope=col>Protocol<th scope=col>Port<th scope=col>Direction"
+    "<th scope=col>Packets<th scope=col>Bytes<th scope=col>Share</thead>\n";
+/* clang-format on */
+
+/* The cells of packets, bytes and share. */
+static void put_numbers(struct buffer *b, uint64_t packets, uint64_t bytes, double all) {
+    static const char *const units[] = {"B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"};
+    char digits[24];
+    double size = (double)bytes, share = all > 0 ? 100 * size / all : 0;
+    int left = snprintf(digits, sizeof digits, "%llu", (unsigned long long)packets), unit = 0;
+    puts_to(b, "<td>");
+    for (const char *p = digits; left > 0; left--) {
+        put(b, p++, 1);
+        if (left > 1 && left % 3 == 1) put(b, ",", 1);
+    }
+    for (; size >= 1023.95; unit++) size /= 1024;
+    putf(b, "<td>%.*f %s<td>%.1f %%<i style=\"width:%.1f%%\"></i>", unit > 0, size, units[unit], share, share);
+}
+
+static void put_rows(struct buffer *b, const struct family *families) {
+    static const char *const names[] = {[DIRECTION_NONE] = "Neither", [DIRECTION_IN] = "In", [DIRECTION_OUT] = "Out"};
+    static const enum direction order[] = {DIRECTION_IN, DIRECTION_OUT, DIRECTION_NONE};
+    struct total totals[3] = {{0, 0}, {0, 0}, {0, 0}};
+    double all = 0;
+    for (int i = 0; i < 6; i++) {
+        const struct total *t = &families[i % 2].totals[i / 2];
+        add_up(&totals[i / 2].packets, t->packets);
+        add_up(&totals[i / 2].bytes, t->bytes);
+        all += (double)t->bytes;
+    }
+    puts_to(b, table_head);
+    for (const struct family *f = families; f < families + 2; f++) {
+        const struct series *s = series_of(f);
+        for (size_t left = count_series(f); left > 0; left--, s++) {
+            put(b, f->text.data + s->labels, s->len);
+            put_numbers(b, s->packets, s->bytes, all);
+        }
+    }
+    puts_to(b, "\n<tfoot><tr><th colspan=8 scope=rowgroup>Totals");
+    for (int i = 0; i < 3; i++) {
+        putf(b, "\n<tr><th scope=row>%s<td>\u2013<td>\u2013<td>\u2013<td>\u2013", names[order[i]]);
+        put_numbers(b, totals[order[i]].packets, totals[order[i]].bytes, all);
+    }
+    puts_to(b, "\n</table>\n");
+}
+
+static void put_page(struct buffer *b, const struct family *families) {
+    char at[40];
+    time_t t = time(NULL);
+    struct tm tm;
+    unsigned long nonterminal = families[0].tallies[0].nonterminal + families[1].tallies[0].nonterminal;
+    strftime(at, sizeof at, "%Y-%m-%d %H:%M:%S", gmtime_r(&t, &tm));
+    puts_to(b, page_head);
+    for (const struct family *f = families; f < families + 2; f++) {
+        if (f->success) {
+            putf(b, "<p>%s read at <time>%s</time> UTC in %lld.%lld ms.\n", f->name, at, f->duration / MS,
+                 f->duration / 100 % 10);
+        } else if (f->enabled) {
+            putf(b, "<p role=alert><strong>%s could not be read:</strong> ", f->name);
+            put_escaped(b, (struct text){f->reason, strlen(f->reason)}, true);
+            puts_to(b, "\n");
+        }
+    }
+    if (count_series(&families[0]) + count_series(&families[1]) > 0)
+        put_rows(b, families);
+    else if (families[0].success || families[1].success)
+        puts_to(b, "<p>There is no rule in the chain.\n");
+    if (nonterminal > 0)
+        putf(b, "<p>After %lu of these rules a packet goes on to the next one: a total may count it more than once.\n",
+             nonterminal);
+}
+
 /* ---- HTTP ----------------------------------------------------------------------------------------------- */
 
 static const char landing_page[] =
     "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>nfprom</title></head>\n<body><h1>nfprom</h1>\n"
     "<p>The packet and byte counters of an iptables chain, for Prometheus.</p>\n<ul>\n"
     "<li><a href=\"/metrics\">/metrics</a>: the counters, as Prometheus reads them</li>\n"
+    "<li><a href=\"/status\">/status</a>: the same for people</li>\n"
     "<li><a href=\"/-/healthy\">/-/healthy</a>: whether nfprom is started at all</li>\n</ul>\n"
     "<p>nfprom " VERSION "</p></body></html>\n";
 
@@ -827,7 +1058,7 @@ static const struct status {
     {200, "OK", "ok\n"},
     {400, "Bad Request",
      "This is no HTTP/1 request: a request line, one Host header, an empty line. TLS is not spoken here.\n"},
-    {404, "Not Found", "There is /metrics here, /-/healthy and /.\n"},
+    {404, "Not Found", "There is /metrics here, /status, /-/healthy and /.\n"},
     {405, "Method Not Allowed", "Only GET and HEAD are answered; ask for /metrics.\n"},
     {408, "Request Timeout", "The request was not complete in time; it ends with an empty line.\n"},
     {414, "URI Too Long", "The request line is longer than 8 KiB; ask for /metrics.\n"},
@@ -887,14 +1118,18 @@ static int answer(const struct status *status, const char *type, const struct bu
     return sent > 0;
 }
 
+static const struct status *find_status(int code) {
+    const struct status *status = statuses;
+    while (status->code != code) status++;
+    return status;
+}
+
 /* A short answer out of static memory, so that it can be given when there is none left. text NULL: what the status says. */
 static int answer_text(int code, const char *type, const char *text, bool head_only, usec deadline) {
     static char data[HEAD_ROOM + 2 * REASON_MAX + 100];
     struct buffer body = {.data = data, .len = HEAD_ROOM, .size = sizeof data};
-    const struct status *status = statuses;
-    while (status->code != code) status++;
-    puts_to(&body, text ? text : status->text);
-    return answer(status, type, &body, head_only, deadline);
+    puts_to(&body, text ? text : find_status(code)->text);
+    return answer(find_status(code), type, &body, head_only, deadline);
 }
 
 /* Reads a request into buf. Its status (request_parse), 408, 0 if there is nobody to answer, -1 if input fails. */
@@ -913,33 +1148,38 @@ static int read_request(char *buf, struct request *req, usec deadline) {
     }
 }
 
-static int answer_metrics(const struct config *cfg, const struct request *req, bool head_only, usec started) {
-    static struct family families[2];
-    char reasons[2 * REASON_MAX + 40] = "";
-    usec deadline = started + cfg->timeout;
+/* The deadline of a scrape, which the scraper may have shortened. */
+static usec shorten(const struct config *cfg, const struct request *req, usec started) {
+    usec deadline = started + cfg->timeout, wanted = deadline;
     if (req->scrape_timeout_ms >= 0) {
         long ms = req->scrape_timeout_ms - SCRAPE_MARGIN_MS;
-        usec wanted = started + (usec)(ms > SCRAPE_TIME_MIN_MS ? ms : SCRAPE_TIME_MIN_MS) * MS;
-        deadline = wanted < deadline ? wanted : deadline;
+        wanted = started + (usec)(ms > SCRAPE_TIME_MIN_MS ? ms : SCRAPE_TIME_MIN_MS) * MS;
     }
-    int status = scrape(cfg, families, deadline - (deadline - started) / SENDING_SHARE);
-    static struct buffer body = {.max = RESPONSE_MAX}; /* static: the process ends with it */
-    if (status == 200) {
-        static const char room[HEAD_ROOM];
-        put(&body, room, sizeof room);
-        put_exposition(&body, cfg, families);
-        if (body.data && !body.failed) {
-            return answer(&statuses[0], "text/plain; version=0.0.4", &body, head_only, deadline);
-        }
-        log_line("no memory for the response");
-        status = 503;
-    } else {
-        struct buffer text = {.data = reasons, .size = sizeof reasons - 1};
-        for (const struct family *f = families; f < families + 2; f++)
-            if (f->enabled)
-                puts_to(&text, f->l2proto), puts_to(&text, ": "), puts_to(&text, f->reason), puts_to(&text, "\n");
-    }
-    answer_text(status, "text/plain", *reasons ? reasons : NULL, head_only, deadline);
+    return wanted < deadline ? wanted : deadline;
+}
+
+/* /metrics and, as a page, /status. */
+static int answer_scrape(const struct config *cfg, const struct request *req, bool page, bool head_only, usec started) {
+    static struct family families[2]; /* static: the process ends with them */
+    static struct buffer body = {.max = RESPONSE_MAX};
+    static const char room[HEAD_ROOM];
+    usec deadline = shorten(cfg, req, started);
+    int status = scrape(cfg, families, page, deadline - (deadline - started) / SENDING_SHARE);
+    bool openmetrics = req->openmetrics.quality > req->text.quality;
+    const char *type = page            ? "text/html"
+                       : status != 200 ? "text/plain"
+                       : openmetrics   ? "application/openmetrics-text; version=1.0.0"
+                                       : "text/plain; version=0.0.4";
+    put(&body, room, sizeof room);
+    if (page)
+        put_page(&body, families);
+    else if (status == 200)
+        put_exposition(&body, cfg, families, openmetrics);
+    for (const struct family *f = families; f < families + 2 && !page && status != 200; f++)
+        if (f->enabled) putf(&body, "%s: ", f->l2proto), puts_to(&body, f->reason), puts_to(&body, "\n");
+    if (!body.failed) return answer(find_status(status), type, &body, head_only, deadline) || status != 200;
+    log_line("no memory for the response");
+    answer_text(503, "text/plain", NULL, head_only, deadline);
     return 1;
 }
 
@@ -959,7 +1199,9 @@ static int serve(const struct config *cfg) {
         return 2;
     }
     if (status == 200 && !head_only && !text_is(req.method, "GET")) status = 405;
-    if (status == 200 && text_is(req.path, "/metrics")) return answer_metrics(cfg, &req, head_only, started);
+    bool people = status == 200 && text_is(req.path, "/status");
+    if (people || (status == 200 && text_is(req.path, "/metrics")))
+        return answer_scrape(cfg, &req, people, head_only, started);
     bool page = status == 200 && text_is(req.path, "/");
     if (status == 200 && !page && !text_is(req.path, "/-/healthy")) status = 404;
     return answer_text(status, page ? "text/html" : "text/plain", page ? landing_page : NULL, head_only, deadline);
@@ -970,8 +1212,8 @@ static int serve(const struct config *cfg) {
 static int print_exposition(const struct config *cfg) {
     static struct family families[2];
     static struct buffer out = {.max = RESPONSE_MAX};
-    if (scrape(cfg, families, now() + cfg->timeout) != 200) return 1;
-    put_exposition(&out, cfg, families);
+    if (scrape(cfg, families, false, now() + cfg->timeout) != 200) return 1;
+    put_exposition(&out, cfg, families, false);
     size_t done = 0;
     while (!out.failed && done < out.len) {
         ssize_t n = write(STDOUT_FILENO, out.data + done, out.len - done);
@@ -1107,19 +1349,6 @@ static void set_signals(void) {
     signal(SIGXFSZ, SIG_IGN);
 }
 
-/* For the command: a PATH with the places of iptables-save, messages in one language. */
-static void set_environment(void) {
-    const char *path = getenv("PATH");
-    size_t size = (path ? strlen(path) : 0) + 40;
-    char *longer = malloc(size);
-    if (longer) {
-        snprintf(longer, size, "%s:/usr/sbin:/sbin", path && *path ? path : "/usr/bin:/bin");
-        setenv("PATH", longer, 1);
-    }
-    free(longer);
-    setenv("LC_ALL", "C", 1);
-}
-
 int main(int argc, char **argv) {
     struct config cfg = {.table = "filter", .namespace = "nfprom", .ipv4 = true, .timeout = 8LL * SECOND};
     struct stat st;
@@ -1135,7 +1364,6 @@ int main(int argc, char **argv) {
         if (client) serve(&cfg);
         return 2;
     }
-    set_environment();
     if (http) return serve(&cfg);
     return cfg.addr ? listen_and_serve(&cfg) : print_exposition(&cfg);
 }
