@@ -57,12 +57,12 @@ lint:
 	clang-tidy --quiet --warnings-as-errors='*' nfprom.c parse.c -- $(STANDARD)
 	cppcheck --quiet --error-exitcode=1 --std=c11 --enable=warning,performance,portability --inline-suppr nfprom.c parse.c
 
-# parse.c against what it may be fed, FUZZ_SECONDS for each of its two grammars; a broken promise leaves its input in t/, what is
+# parse.c against what it may be fed, FUZZ_SECONDS for each of its grammars; a broken promise leaves its input in t/, what is
 # of use to the next run in t/finds/. (Without trace-cmp, twice as fast: the words that matter are in the corpus.)
 FUZZ_SECONDS ?= 60
-FUZZERS = t/fuzz-request t/fuzz-ruleset
+FUZZERS = t/fuzz-request t/fuzz-ruleset t/fuzz-list
 fuzz: $(FUZZERS)
-	for k in request ruleset; do mkdir -p t/finds/$$k && t/fuzz-$$k -max_total_time=$(FUZZ_SECONDS) -max_len=4096 \
+	for k in request ruleset list; do mkdir -p t/finds/$$k && t/fuzz-$$k -max_total_time=$(FUZZ_SECONDS) -max_len=4096 \
 		-artifact_prefix=t/ -print_final_stats=1 t/finds/$$k t/corpus/$$k || exit; done
 
 $(FUZZERS): t/fuzz-%: t/fuzz.c parse.c parse.h
@@ -71,6 +71,13 @@ $(FUZZERS): t/fuzz-%: t/fuzz.c parse.c parse.h
 
 t/fuzz: t/fuzz.c parse.c parse.h .compiled-with
 	$(COMPILE) -o $@ t/fuzz.c parse.c
+
+# What nfprom costs, and whether its bounds hold; as root, three minutes. `make bench BENCH="scrape cpu" BENCH_SAMPLES=4`
+bench: nfprom t/bench-run
+	t/bench $(BENCH)
+
+t/bench-run: t/bench.c parse.c parse.h .compiled-with
+	$(COMPILE) -o $@ t/bench.c parse.c
 
 # The files name the default places; what is installed names the real ones.
 PLACE = sed -e 's|/usr/local/sbin/|$(SBINDIR)/|' -e 's|/usr/local/share/doc/nfprom/|$(DOCDIR)/|'
@@ -100,7 +107,7 @@ run: nfprom
 	@t/run "$(ADDR)" "$(PORT)"
 
 clean:
-	rm -f nfprom t/parse t/fuzz $(FUZZERS) .compiled-with
+	rm -f nfprom t/parse t/fuzz t/bench-run $(FUZZERS) .compiled-with
 	rm -rf t/finds
 
-.PHONY: force test lint fuzz install install-xinetd uninstall run clean
+.PHONY: force test lint fuzz bench install install-xinetd uninstall run clean

@@ -35,6 +35,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <syslog.h>
 #include <time.h>
@@ -61,6 +62,8 @@ enum {
     PIECE_MAX = 1500,
     PAGE = 4096, /* no less than a page, to keep together what is touched together */
     FIRST_SIZE = 64 * 1024,
+    PIPE_SIZE = 64 * 1024, /* what Linux gives */
+    LARGE_PIPE_SIZE = 1 << 20,
     SAID_MAX = 1000, /* bytes kept of what iptables-save says on standard error: the last ones */
     REASON_MAX = 3000,
     NAMESPACE_MAX = 400,
@@ -93,19 +96,35 @@ static int ms_until(usec then) {
 
 static bool log_to_syslog;
 
-/* One line, whatever the text holds. */
+/* One line, whatever the text holds, in one write, and only where that does not block: a client waits, and a log that nobody
+ * reads must not make a process stay. That is why it is not syslog(3). */
 static void log_line(const char *format, ...) {
-    char line[REASON_MAX + 200];
+    char line[REASON_MAX + 200] = "nfprom: "; /* below PIPE_BUF */
+    struct pollfd fd = {.fd = STDERR_FILENO, .events = POLLOUT};
+    struct sockaddr_un to = {.sun_family = AF_UNIX, .sun_path = "/dev/log"};
+    size_t len = strlen(line);
+    if (log_to_syslog) {
+        time_t t = time(NULL);
+        struct tm tm;
+        len = (size_t)snprintf(line, sizeof line, "<%d>", LOG_DAEMON | LOG_ERR);
+        len += strftime(line + len, sizeof line - len, "%b %e %H:%M:%S", localtime_r(&t, &tm));
+        len += (size_t)snprintf(line + len, sizeof line - len, " nfprom[%d]: ", (int)getpid());
+    }
     va_list args;
     va_start(args, format);
-    vsnprintf(line, sizeof line, format, args);
+    vsnprintf(line + len, sizeof line - len - 1, format, args);
     va_end(args);
     for (char *p = line; *p; p++)
         if ((unsigned char)*p < ' ' || *p == 0x7f) *p = ' ';
-    if (log_to_syslog)
-        syslog(LOG_ERR, "%s", line);
-    else
-        dprintf(STDERR_FILENO, "nfprom: %s\n", line);
+    len = strlen(line);
+    if (log_to_syslog) {
+        int log = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+        if (log >= 0) (void)!sendto(log, line, len, MSG_DONTWAIT | MSG_NOSIGNAL, (struct sockaddr *)&to, sizeof to);
+        if (log >= 0) close(log);
+    } else if (poll(&fd, 1, 100) > 0) {
+        line[len++] = '\n';
+        (void)!write(STDERR_FILENO, line, len);
+    }
 }
 
 static bool same_file(int a, int b) {
@@ -117,7 +136,6 @@ static bool same_file(int a, int b) {
 static void choose_log(bool http) {
     log_to_syslog = http && !isatty(STDERR_FILENO) &&
                     (same_file(STDERR_FILENO, STDIN_FILENO) || same_file(STDERR_FILENO, STDOUT_FILENO));
-    if (log_to_syslog) openlog("nfprom", LOG_PID, LOG_DAEMON);
 }
 
 /* ---- flags ---------------------------------------------------------------------------------------------- */
@@ -283,13 +301,26 @@ static void grow(struct buffer *b, size_t n) {
     b->size = data ? size : b->size;
 }
 
+/* memcpy for what is short, as most is: the start of some memcpys is slow. Of constant sizes it is an instruction. */
+static inline void copy(char *to, const char *at, size_t n) {
+    if (n >= 16) {
+        for (size_t i = 0; i < n - 16; i += 16) memcpy(to + i, at + i, 16);
+        memcpy(to + n - 16, at + n - 16, 16);
+    } else if (n >= 8) {
+        memcpy(to, at, 8);
+        memcpy(to + n - 8, at + n - 8, 8);
+    } else {
+        if (n & 4) memcpy(to, at, 4);
+        if (n & 2) memcpy(to + (n & 4), at + (n & 4), 2);
+        if (n & 1) to[n - 1] = at[n - 1];
+    }
+}
+
 static inline void put(struct buffer *b, const char *at, size_t n) {
     if (n > b->size - b->len && !b->failed) grow(b, n);
     if (b->failed || n == 0) return;
-    char *to = b->data + b->len;
+    copy(b->data + b->len, at, n);
     b->len += n;
-    for (; n >= 8; n -= 8, to += 8, at += 8) memcpy(to, at, 8); /* most is short, and the start of some memcpys is slow */
-    while (n-- > 0) *to++ = *at++;
 }
 
 /* Inline: the length of a literal is known where it is compiled. */
@@ -346,7 +377,7 @@ static void put_escaped(struct buffer *b, struct text value, bool html) {
 }
 
 /* name="value", with what may stand before either. */
-static void put_label(struct buffer *b, const char *name, const char *prefix, struct text value) {
+static inline void put_label(struct buffer *b, const char *name, const char *prefix, struct text value) {
     puts_to(b, name);
     put(b, "=\"", 2);
     puts_to(b, prefix);
@@ -365,6 +396,7 @@ struct series {
     uint32_t len, comment_len; /* of the labels, and of `,comment="..."` behind them (SEED) */
     uint32_t key_len;          /* so many bytes of the labels say what the rule matches */
     uint32_t copies;           /* rules with this match so far; of the first of them only */
+    uint32_t hash;             /* of the key */
     enum kind kind;
 };
 
@@ -391,22 +423,25 @@ static struct series *series_of(const struct family *f) { return (struct series 
 
 static size_t count_series(const struct family *f) { return f->series.len / sizeof(struct series); }
 
-/* The place in the index of the series with this key, or the free one where it belongs. */
-static uint32_t *find_slot(const struct family *f, const char *key, size_t len) {
-    uint64_t h = len;
-    for (size_t i = 0; i < len; i += sizeof h) {
-        uint64_t word = 0;
-        if (len - i >= sizeof word)
-            memcpy(&word, key + i, sizeof word);
-        else
-            for (size_t k = i; k < len; k++) word = word << 8 | (unsigned char)key[k];
+/* Of a key, which is never shorter than 8 bytes. */
+static uint32_t hash_of(const char *key, size_t len) {
+    uint64_t h = len, word;
+    for (size_t i = 0; i < len; i += sizeof word) {
+        memcpy(&word, key + (i < len - sizeof word ? i : len - sizeof word), sizeof word);
         h = (h ^ word) * 0x9e3779b97f4a7c15u;
         h ^= h >> 32;
     }
-    for (;; h++) {
+    return (uint32_t)h;
+}
+
+/* The place in the index of the series with the key of *s, or the free one where it belongs. */
+static uint32_t *find_slot(const struct family *f, const struct series *s) {
+    for (size_t h = s->hash;; h++) {
         uint32_t *slot = &f->index[h & (f->slots - 1)];
-        const struct series *s = *slot ? &series_of(f)[*slot - 1] : NULL;
-        if (!s || (s->key_len == len && memcmp(f->text.data + s->labels, key, len) == 0)) return slot;
+        const struct series *t = *slot ? &series_of(f)[*slot - 1] : NULL;
+        if (!t || (t->hash == s->hash && t->key_len == s->key_len &&
+                   memcmp(f->text.data + t->labels, f->text.data + s->labels, s->key_len) == 0))
+            return slot;
     }
 }
 
@@ -414,17 +449,19 @@ static uint32_t *find_slot(const struct family *f, const char *key, size_t len) 
 static bool grow_index(struct family *f) {
     if (2 * count_series(f) < f->slots) return true;
     if (f->index) munmap(f->index, f->slots * sizeof *f->index);
-    f->slots = f->slots ? 2 * f->slots : PAGE / sizeof *f->index;
+    f->slots = f->slots ? 4 * f->slots : PAGE / sizeof *f->index;
     f->index = map(NULL, 0, f->slots * sizeof *f->index);
     const struct series *all = series_of(f);
     for (size_t i = 0; f->index && i < count_series(f); i++)
-        if (all[i].copies > 0) *find_slot(f, f->text.data + all[i].labels, all[i].key_len) = (uint32_t)i + 1;
+        if (all[i].copies > 0) *find_slot(f, &all[i]) = (uint32_t)i + 1;
+    if (!f->index) f->slots = 0;
     return f->index != NULL;
 }
 
 /* How many rules with the match of *s there are so far, *s included. */
 static uint32_t count_copy(struct family *f, struct series *s) {
-    uint32_t *slot = f->text.failed ? NULL : find_slot(f, f->text.data + s->labels, s->key_len);
+    if (!f->text.failed) s->hash = hash_of(f->text.data + s->labels, s->key_len);
+    uint32_t *slot = f->text.failed ? NULL : find_slot(f, s);
     if (!slot || *slot == 0) s->copies = 1;
     if (slot && *slot == 0) *slot = (uint32_t)count_series(f) + 1;
     return s->copies ? 1 : ++series_of(f)[*slot - 1].copies;
@@ -585,16 +622,12 @@ static void end_group(int signal) {
 }
 
 /* For the command: a PATH with the places of iptables-save, messages in one language. */
-static void set_environment(void) {
+static bool set_environment(void) {
     const char *path = getenv("PATH");
     size_t size = (path ? strlen(path) : 0) + 40;
-    char *longer = malloc(size);
-    if (longer) {
-        snprintf(longer, size, "%s:/usr/sbin:/sbin", path && *path ? path : "/usr/bin:/bin");
-        setenv("PATH", longer, 1);
-    }
-    free(longer);
-    setenv("LC_ALL", "C", 1);
+    char *longer = malloc(size); /* as much of it as there is; the process ends soon */
+    if (longer) snprintf(longer, size, "%s:/usr/sbin:/sbin", path && *path ? path : "/usr/bin:/bin");
+    return longer && setenv("PATH", longer, 1) == 0 && setenv("LC_ALL", "C", 1) == 0;
 }
 
 /* Only the collector comes here. The command's standard input is popen's pipe, which pclose closes at once. */
@@ -606,8 +639,7 @@ static _Noreturn void collect(const char *command, pid_t parent, int out, int er
     prctl(PR_SET_PDEATHSIG, SIGTERM); /* nfprom killed: nothing may be left behind */
     if (getppid() != parent || dup2(err, STDIN_FILENO) < 0 || dup2(out, STDOUT_FILENO) < 0 || dup2(err, STDERR_FILENO) < 0)
         _exit(126);
-    set_environment();
-    FILE *pipe = popen(command, "we");
+    FILE *pipe = set_environment() ? popen(command, "we") : NULL;
     int status = pipe ? pclose(pipe) : -1;
     if (status < 0) dprintf(STDERR_FILENO, "no shell: %s\n", strerror(errno));
     _exit(status < 0 ? 126 : WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status));
@@ -631,7 +663,7 @@ static bool start(struct run *run, const char *command) {
 
 /* Kills what is left of the group before its leader is reaped: until then nobody else can have its number. */
 static void end(struct run *run) {
-    int status = 0;
+    int status = 126 << 8; /* what cannot be known is no success */
     if (run->collector > 0) {
         kill(-run->collector, SIGKILL);
         while (waitpid(run->collector, &status, 0) < 0 && errno == EINTR)
@@ -684,6 +716,7 @@ static enum item read_run(const struct config *cfg, struct run *run, struct rule
         if (n < 0) continue;
         ruleset_fed(rs, (size_t)n);
         item = take_items(cfg, rs, f);
+        if (total <= PIPE_SIZE && total + n > PIPE_SIZE) fcntl(run->out, F_SETPIPE_SZ, LARGE_PIPE_SIZE); /* fewer waits */
         if (item == ITEM_MORE && (total += n) > OUTPUT_MAX) {
             snprintf(rs->error, sizeof rs->error, "output without end: more than %d bytes", OUTPUT_MAX);
             item = ITEM_ERROR;
@@ -780,7 +813,7 @@ static void explain(const struct config *cfg, struct family *f, const char *comm
             "; nfprom has no CAP_NET_ADMIN: give it that capability, ambient (systemd: AmbientCapabilities=CAP_NET_ADMIN; README, Others: setpriv)"
             " or this line in sudoers: USER ALL=(root) NOPASSWD: /usr/sbin/%.*s",
             (int)strcspn(save, "&"), save);
-    } else if (denied) {
+    } else if (denied && run->status != 126) {
         puts_to(&reason, "; it needs CAP_NET_ADMIN, for the legacy backend CAP_NET_RAW too");
     } else if (run->status == 127) {
         puts_to(&reason, "; install iptables, or add its directory to PATH");
@@ -794,13 +827,13 @@ static bool run_once(const struct config *cfg, struct family *f, struct ruleset 
     struct run run;
     put_command(&command, cfg, f);
     bool started = start(&run, line);
+    if (!started) snprintf(f->reason, sizeof f->reason, "cannot start a process: %s", strerror(errno));
     /* What can wait is done while the command gets going; and what is written before a fork is copied after it. */
     forget(f);
     ruleset_begin(rs, cfg->list ? NULL : cfg->table, cfg->chains, cfg->nchains);
     grow(&f->text, 1);
     grow(&f->series, 1);
     grow_index(f);
-    if (!started) snprintf(f->reason, sizeof f->reason, "cannot start a process: %s", strerror(errno));
     enum item item = started ? read_run(cfg, &run, rs, f, deadline) : ITEM_ERROR;
     end(&run);
     if (item == ITEM_END && run.status == 0) return true;
@@ -1069,6 +1102,10 @@ static const struct status {
     {505, "HTTP Version Not Supported", "HTTP/1.0 and HTTP/1.1 are spoken here.\n"},
 };
 
+static bool client_gone(void) {
+    return errno == EPIPE || errno == ECONNRESET || errno == ETIMEDOUT || errno == EHOSTUNREACH || errno == ENETUNREACH;
+}
+
 /* 0 if all is sent; -1 if the client went away, or does not read until the deadline: there is nobody to tell; 1 if standard
  * output cannot be written at all. */
 static int send_all(const char *p, size_t len, usec deadline) {
@@ -1079,13 +1116,13 @@ static int send_all(const char *p, size_t len, usec deadline) {
             n = poll(&fd, 1, ms_until(deadline)) > 0 ? write(STDOUT_FILENO, p, len < 4096 ? len : 4096)
                                                      : (errno = EAGAIN, -1);
         if (n < 0 && errno != EAGAIN && errno != EINTR) {
-            bool gone = errno == EPIPE || errno == ECONNRESET || errno == ETIMEDOUT;
+            bool gone = client_gone();
             if (!gone) log_line("cannot answer: %s", strerror(errno));
             return gone ? -1 : 1;
         }
         p += n > 0 ? n : 0;
         len -= n > 0 ? (size_t)n : 0;
-        if (len > 0 && poll(&fd, 1, ms_until(deadline)) == 0) return -1;
+        if (len > 0 && (poll(&fd, 1, ms_until(deadline)) == 0 || now() >= deadline)) return -1;
     }
     return 0;
 }
@@ -1140,7 +1177,7 @@ static int read_request(char *buf, struct request *req, usec deadline) {
         if (ready == 0 || now() >= deadline) return 408;
         ssize_t n = ready < 0 ? -1 : read(STDIN_FILENO, buf + len, REQUEST_MAX - len);
         if (n < 0 && (errno == EINTR || errno == EAGAIN)) continue;
-        if (n < 0) return errno == EBADF || errno == EISDIR ? -1 : 0;
+        if (n < 0) return client_gone() ? 0 : -1;
         len += (size_t)n;
         int status = len > 0 ? request_parse(buf, len, req) : 0;
         if (status != 0 || n == 0) return status == 0 && len > 0 ? 400 : status;
@@ -1158,6 +1195,16 @@ static usec shorten(const struct config *cfg, const struct request *req, usec st
     return wanted < deadline ? wanted : deadline;
 }
 
+/* Why there is no exposition. */
+static int answer_reasons(const struct family *families, int status, bool head_only, usec deadline) {
+    static char text[2 * REASON_MAX + 40];
+    struct buffer b = {.data = text, .size = sizeof text - 1};
+    for (const struct family *f = families; f < families + 2; f++)
+        if (f->enabled) puts_to(&b, f->l2proto), puts_to(&b, ": "), puts_to(&b, f->reason), puts_to(&b, "\n");
+    answer_text(status, "text/plain", text, head_only, deadline);
+    return 1;
+}
+
 /* /metrics and, as a page, /status. */
 static int answer_scrape(const struct config *cfg, const struct request *req, bool page, bool head_only, usec started) {
     static struct family families[2]; /* static: the process ends with them */
@@ -1166,17 +1213,15 @@ static int answer_scrape(const struct config *cfg, const struct request *req, bo
     usec deadline = shorten(cfg, req, started);
     int status = scrape(cfg, families, page, deadline - (deadline - started) / SENDING_SHARE);
     bool openmetrics = req->openmetrics.quality > req->text.quality;
-    const char *type = page            ? "text/html"
-                       : status != 200 ? "text/plain"
-                       : openmetrics   ? "application/openmetrics-text; version=1.0.0"
-                                       : "text/plain; version=0.0.4";
+    const char *type = page          ? "text/html"
+                       : openmetrics ? "application/openmetrics-text; version=1.0.0"
+                                     : "text/plain; version=0.0.4";
+    if (status != 200 && !page) return answer_reasons(families, status, head_only, deadline);
     put(&body, room, sizeof room);
     if (page)
         put_page(&body, families);
-    else if (status == 200)
+    else
         put_exposition(&body, cfg, families, openmetrics);
-    for (const struct family *f = families; f < families + 2 && !page && status != 200; f++)
-        if (f->enabled) putf(&body, "%s: ", f->l2proto), puts_to(&body, f->reason), puts_to(&body, "\n");
     if (!body.failed) return answer(find_status(status), type, &body, head_only, deadline) || status != 200;
     log_line("no memory for the response");
     answer_text(503, "text/plain", NULL, head_only, deadline);
@@ -1220,7 +1265,7 @@ static int print_exposition(const struct config *cfg) {
         if (n < 0 && errno != EINTR) break;
         done += n > 0 ? (size_t)n : 0;
     }
-    bool ok = !out.failed && done == out.len;
+    bool ok = !out.failed && done == out.len && close(STDOUT_FILENO) == 0; /* some file systems tell only then */
     if (!ok) log_line("cannot print: %s", out.failed ? "no memory" : strerror(errno));
     return !ok;
 }

@@ -1,0 +1,250 @@
+/* What t/bench measures with: runs commands in turn, round after round, and prints what each run took. As `t/bench-run`:
+ *
+ *   t/bench-run [-p MS] ROUNDS COMMAND [-- COMMAND]...
+ *
+ * with a pause of MS before each run, and as commands (each may begin with NAME=VALUE words for its environment):
+ *
+ *   pipe PROGRAM ARGUMENT...  its output read to the end through a pipe, the process reaped
+ *   http PROGRAM ARGUMENT...  the same on a local socket, after a request for /metrics
+ *   own  PROGRAM ARGUMENT...  http, and before the connection is closed the kernel's record of that process alone
+ *   tcp PORT                  a request for /metrics to 127.0.0.1
+ *   parse CHAIN FILE          FILE through the reader of rulesets, in this process
+ *
+ * A line for each run: number of the command, then in microseconds wall time, own CPU time (own, parse) and CPU time of the
+ * process and its children (pipe, http, own), the own peak memory in KiB (own), bytes read. A run that fails ends it all.
+ *
+ * Under a name that ends in -save it plays the iptables-save that costs least: the file BENCH_FILE to standard output, in writes of
+ * BENCH_CHUNK bytes. */
+#define _GNU_SOURCE
+#include "../parse.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <spawn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+extern char **environ;
+
+struct taken {
+    double wall, own, all; /* microseconds */
+    long peak;             /* KiB */
+    size_t bytes;
+};
+
+static _Noreturn void fail(const char *what) {
+    perror(what);
+    exit(1);
+}
+
+static double clock_us(clockid_t id) {
+    struct timespec ts;
+    clock_gettime(id, &ts);
+    return (double)ts.tv_sec * 1e6 + (double)ts.tv_nsec / 1e3;
+}
+
+static double tv_us(struct timeval tv) { return (double)tv.tv_sec * 1e6 + (double)tv.tv_usec; }
+
+static void rest(long ms) { nanosleep(&(struct timespec){.tv_sec = ms / 1000, .tv_nsec = ms % 1000 * 1000000}, NULL); }
+
+static char *map_file(const char *path, size_t *size) {
+    struct stat st;
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0 || fstat(fd, &st) != 0) fail(path);
+    *size = (size_t)st.st_size;
+    char *at = mmap(NULL, *size, PROT_READ, MAP_PRIVATE | MAP_POPULATE, fd, 0);
+    if (at == MAP_FAILED) fail(path);
+    close(fd);
+    return at;
+}
+
+/* ---- a process, and what it answers ---------------------------------------------------------------------- */
+
+static pid_t spawn(char **argv, int fd, bool input) {
+    pid_t pid;
+    posix_spawn_file_actions_t actions;
+    posix_spawn_file_actions_init(&actions);
+    if (input) posix_spawn_file_actions_adddup2(&actions, fd, STDIN_FILENO);
+    posix_spawn_file_actions_adddup2(&actions, fd, STDOUT_FILENO);
+    errno = posix_spawnp(&pid, *argv, &actions, NULL, argv, environ);
+    if (errno != 0) fail(*argv);
+    posix_spawn_file_actions_destroy(&actions);
+    close(fd);
+    return pid;
+}
+
+static void reap(pid_t pid, const char *name, struct taken *t) {
+    int status;
+    struct rusage usage;
+    if (wait4(pid, &status, 0, &usage) != pid) fail("wait4");
+    t->all = tv_us(usage.ru_utime) + tv_us(usage.ru_stime);
+    if (status == 0) return;
+    fprintf(stderr, "%s: wait status %d\n", name, status);
+    exit(1);
+}
+
+static char bytes[1 << 20];
+
+/* To the end of the stream. What is read first stays in `bytes`. */
+static size_t read_all(int fd) {
+    size_t all = 0;
+    for (ssize_t n; (n = read(fd, all < 4096 ? bytes + all : bytes + 4096, sizeof bytes - 4096)) != 0; all += (size_t)n)
+        if (n < 0) fail("read");
+    return all;
+}
+
+static void ask(int fd) {
+    static const char request[] = "GET /metrics HTTP/1.1\r\nHost: bench\r\n\r\n";
+    if (write(fd, request, sizeof request - 1) != sizeof request - 1) fail("write");
+}
+
+static size_t read_answer(int fd) {
+    static const char good[] = "HTTP/1.1 200 ";
+    size_t n = read_all(fd);
+    if (n > sizeof good && memcmp(bytes, good, sizeof good - 1) == 0) return n;
+    fprintf(stderr, "no answer with status 200: %.*s\n", (int)(n < 1000 ? n : 1000), bytes);
+    exit(1);
+}
+
+static const char *read_proc(pid_t pid, const char *name) {
+    static char text[8192];
+    char path[64];
+    snprintf(path, sizeof path, "/proc/%d/%s", (int)pid, name);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+    if (n <= 0) fail(path);
+    close(fd);
+    text[n] = '\0';
+    return text;
+}
+
+/* nfprom has said all and closed its side, and sleeps until we close ours: only then the kernel's count of its time is
+ * complete. schedstat counts nanoseconds, of this process without its children. */
+static void look_at(pid_t pid, struct taken *t) {
+    const char *status, *peak;
+    while (!strstr(status = read_proc(pid, "status"), "State:\tS")) {
+        if (strstr(status, "State:\tZ")) fail("own: it did not wait for its client to close");
+        rest(1);
+    }
+    peak = strstr(status, "VmHWM:");
+    t->peak = peak ? atol(peak + strlen("VmHWM:")) : 0;
+    t->own = strtod(read_proc(pid, "schedstat"), NULL) / 1e3;
+}
+
+static void run_pipe(char **argv, struct taken *t) {
+    int fds[2];
+    if (pipe2(fds, O_CLOEXEC) != 0) fail("pipe");
+    pid_t pid = spawn(argv, fds[1], false);
+    t->bytes = read_all(fds[0]);
+    close(fds[0]);
+    reap(pid, *argv, t);
+}
+
+static void run_http(char **argv, struct taken *t, bool look) {
+    int fds[2];
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds) != 0) fail("socketpair");
+    pid_t pid = spawn(argv, fds[1], true);
+    ask(fds[0]);
+    t->bytes = read_answer(fds[0]);
+    if (look) look_at(pid, t);
+    close(fds[0]);
+    reap(pid, *argv, t);
+}
+
+static void run_tcp(const char *port, struct taken *t) {
+    struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons((uint16_t)atoi(port))};
+    to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd < 0 || connect(fd, (struct sockaddr *)&to, sizeof to) != 0) fail(port);
+    ask(fd);
+    t->bytes = read_answer(fd);
+    close(fd);
+}
+
+/* ---- the reader of rulesets by itself -------------------------------------------------------------------- */
+
+static void run_parse(const char *name, const char *path, struct taken *t) {
+    static struct ruleset rs;
+    struct rule rule;
+    struct text chain = {name, strlen(name)};
+    enum item item = ITEM_MORE;
+    char *at = map_file(path, &t->bytes);
+    double started = clock_us(CLOCK_PROCESS_CPUTIME_ID);
+    ruleset_begin(&rs, "filter", &chain, 1);
+    for (size_t done = 0, n = 1, room; item == ITEM_MORE; done += n) {
+        char *to = ruleset_room(&rs, &room);
+        n = t->bytes - done < room ? t->bytes - done : room;
+        memcpy(to, at + done, n);
+        ruleset_fed(&rs, n);
+        while ((item = ruleset_next(&rs, &rule)) == ITEM_RULE || item == ITEM_POLICY)
+            ;
+    }
+    t->own = clock_us(CLOCK_PROCESS_CPUTIME_ID) - started;
+    munmap(at, t->bytes);
+    if (item == ITEM_END) return;
+    fprintf(stderr, "%s: %s\n", path, rs.error);
+    exit(1);
+}
+
+/* ---- main ------------------------------------------------------------------------------------------------ */
+
+static int play_save(void) {
+    const char *path = getenv("BENCH_FILE"), *chunk = getenv("BENCH_CHUNK");
+    size_t size, most = (size_t)atol(chunk ? chunk : "4096");
+    const char *at = map_file(path ? path : "", &size);
+    for (ssize_t n = 0; size > 0; at += n, size -= (size_t)n)
+        if ((n = write(STDOUT_FILENO, at, size < most ? size : most)) <= 0) return 1;
+    return 0;
+}
+
+static bool ends_in(const char *s, const char *end) {
+    size_t n = strlen(s), m = strlen(end);
+    return n >= m && strcmp(s + n - m, end) == 0;
+}
+
+/* One command, argv up to its NULL. */
+static struct taken run(char **argv) {
+    struct taken t = {.bytes = 0};
+    for (; *argv && strchr(*argv, '='); argv++) putenv(*argv);
+    const char *kind = *argv && argv[1] ? *argv++ : "";
+    double started = clock_us(CLOCK_MONOTONIC);
+    if (strcmp(kind, "pipe") == 0)
+        run_pipe(argv, &t);
+    else if (strcmp(kind, "http") == 0 || strcmp(kind, "own") == 0)
+        run_http(argv, &t, *kind == 'o');
+    else if (strcmp(kind, "tcp") == 0)
+        run_tcp(*argv, &t);
+    else if (strcmp(kind, "parse") == 0 && argv[1])
+        run_parse(argv[0], argv[1], &t);
+    else
+        fprintf(stderr, "%s: no such command\n", kind), exit(2);
+    t.wall = clock_us(CLOCK_MONOTONIC) - started;
+    return t;
+}
+
+int main(int argc, char **argv) {
+    if (ends_in(*argv, "-save")) return play_save();
+    long gap = 0;
+    if (argc > 3 && strcmp(argv[1], "-p") == 0) gap = atol(argv[2]), argc -= 2, argv += 2;
+    if (argc < 3) return fprintf(stderr, "usage: t/bench-run [-p MS] ROUNDS COMMAND [-- COMMAND]...\n"), 2;
+    for (int i = 2; i < argc; i++)
+        if (strcmp(argv[i], "--") == 0) argv[i] = NULL;
+    for (long rounds = atol(argv[1]); rounds > 0; rounds--) {
+        for (int i = 2, number = 0; i < argc; i++, number++) {
+            if (gap > 0) rest(gap);
+            struct taken t = run(argv + i);
+            printf("%d %.1f %.1f %.0f %ld %zu\n", number, t.wall, t.own, t.all, t.peak, t.bytes);
+            while (i < argc && argv[i]) i++;
+        }
+    }
+    return 0;
+}
