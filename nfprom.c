@@ -51,6 +51,7 @@ enum {
     MS = 1000,
     SECOND = 1000 * MS,
     SENDING_SHARE = 16,       /* work ends at the deadline less 1/16 of it: the answer has to be out in time */
+    FAMILY_SHARE = 4,         /* 1/4 of that for IPv6, if IPv4 takes all it may */
     SCRAPE_MARGIN_MS = 500,   /* what the scraper needs of its own timeout for itself, */
     SCRAPE_TIME_MIN_MS = 100, /* however short that is */
     DRAIN_MAX = 16 << 20,     /* bytes read from a client after the answer */
@@ -62,6 +63,7 @@ enum {
     PIECE_MAX = 1500,
     PAGE = 4096, /* no less than a page, to keep together what is touched together */
     FIRST_SIZE = 64 * 1024,
+    HUGE_PAGE = 2 << 20,
     PIPE_SIZE = 64 * 1024, /* what Linux gives */
     LARGE_PIPE_SIZE = 1 << 20,
     SAID_MAX = 1000, /* bytes kept of what iptables-save says on standard error: the last ones */
@@ -338,11 +340,13 @@ static void putf(struct buffer *b, const char *format, ...) {
     b->len += n < 0 ? 0 : (size_t)n < room ? (size_t)n : room - 1;
 }
 
-static void put_u64(struct buffer *b, uint64_t n) {
-    char digits[20], *p = digits + sizeof digits;
-    do *--p = (char)('0' + n % 10);
+enum { DIGITS_MAX = 20 };
+
+/* Writes the digits of n up to `end` and returns where they begin. */
+static char *put_digits(char *end, uint64_t n) {
+    do *--end = (char)('0' + n % 10);
     while ((n /= 10) > 0);
-    put(b, p, (size_t)(digits + sizeof digits - p));
+    return end;
 }
 
 /* Length of the UTF-8 character at p (RFC 3629: no surrogates, nothing overlong, up to U+10FFFF), 0 if there is none. */
@@ -402,13 +406,13 @@ struct series {
 
 /* What is known of one family after its read. */
 struct family {
-    const char *l2proto, *name;
+    const char *l2proto, *name, *seed_labels; /* the last: what stands between direction and protocol */
     bool enabled, success, timed_out;
     bool page;       /* every rule and policy becomes a ROW, with cells of HTML in place of labels */
     size_t in_group; /* rows have been begun for the chains before this one */
     usec duration;
     struct buffer text, series; /* the labels; struct series in the chain's order */
-    uint32_t *index;            /* open addressing: number of a first series + 1, by the hash of its key; 0: free */
+    uint64_t *index;            /* open addressing: a key's hash << 32 | number of its first series + 1; 0: free */
     size_t slots;
     struct tally {
         unsigned long exported, other, duplicate, nonterminal;
@@ -435,12 +439,12 @@ static uint32_t hash_of(const char *key, size_t len) {
 }
 
 /* The place in the index of the series with the key of *s, or the free one where it belongs. */
-static uint32_t *find_slot(const struct family *f, const struct series *s) {
+static uint64_t *find_slot(const struct family *f, const struct series *s) {
     for (size_t h = s->hash;; h++) {
-        uint32_t *slot = &f->index[h & (f->slots - 1)];
-        const struct series *t = *slot ? &series_of(f)[*slot - 1] : NULL;
-        if (!t || (t->hash == s->hash && t->key_len == s->key_len &&
-                   memcmp(f->text.data + t->labels, f->text.data + s->labels, s->key_len) == 0))
+        uint64_t *slot = &f->index[h & (f->slots - 1)];
+        const struct series *t = *slot >> 32 == s->hash && *slot ? &series_of(f)[(uint32_t)*slot - 1] : NULL;
+        if (!*slot ||
+            (t && t->key_len == s->key_len && memcmp(f->text.data + t->labels, f->text.data + s->labels, s->key_len) == 0))
             return slot;
     }
 }
@@ -451,9 +455,10 @@ static bool grow_index(struct family *f) {
     if (f->index) munmap(f->index, f->slots * sizeof *f->index);
     f->slots = f->slots ? 4 * f->slots : PAGE / sizeof *f->index;
     f->index = map(NULL, 0, f->slots * sizeof *f->index);
+    if (f->index && f->slots * sizeof *f->index >= HUGE_PAGE) madvise(f->index, f->slots * sizeof *f->index, MADV_HUGEPAGE);
     const struct series *all = series_of(f);
     for (size_t i = 0; f->index && i < count_series(f); i++)
-        if (all[i].copies > 0) *find_slot(f, &all[i]) = (uint32_t)i + 1;
+        if (all[i].copies > 0) *find_slot(f, &all[i]) = (uint64_t)all[i].hash << 32 | (i + 1);
     if (!f->index) f->slots = 0;
     return f->index != NULL;
 }
@@ -461,10 +466,10 @@ static bool grow_index(struct family *f) {
 /* How many rules with the match of *s there are so far, *s included. */
 static uint32_t count_copy(struct family *f, struct series *s) {
     if (!f->text.failed) s->hash = hash_of(f->text.data + s->labels, s->key_len);
-    uint32_t *slot = f->text.failed ? NULL : find_slot(f, s);
+    uint64_t *slot = f->text.failed ? NULL : find_slot(f, s);
     if (!slot || *slot == 0) s->copies = 1;
-    if (slot && *slot == 0) *slot = (uint32_t)count_series(f) + 1;
-    return s->copies ? 1 : ++series_of(f)[*slot - 1].copies;
+    if (slot && *slot == 0) *slot = (uint64_t)s->hash << 32 | (count_series(f) + 1);
+    return s->copies ? 1 : ++series_of(f)[(uint32_t)*slot - 1].copies;
 }
 
 /* chain="NAME", where there are several. */
@@ -476,18 +481,20 @@ static void put_chain(struct buffer *b, const struct config *cfg, size_t chain) 
 }
 
 static void put_seed_labels(struct buffer *b, const struct config *cfg, const struct family *f, const struct rule *rule) {
-    static const char *const directions[] = {[DIRECTION_NONE] = "", [DIRECTION_IN] = "in", [DIRECTION_OUT] = "out"};
+    static const char *const directions[] = {[DIRECTION_NONE] = "\"", [DIRECTION_IN] = "in\"", [DIRECTION_OUT] = "out\""};
     const struct value *protocol = &rule->protocol;
-    put_label(b, "address", rule->address.negated ? "!" : "", rule->address.text);
-    put(b, ",", 1);
+    puts_to(b, rule->address.negated ? "address=\"!" : "address=\"");
+    put_escaped(b, rule->address.text, false);
+    puts_to(b, "\",");
     put_chain(b, cfg, rule->chain);
     puts_to(b, "direction=\"");
     puts_to(b, directions[rule->direction]);
-    puts_to(b, "\",l2proto=\"");
-    puts_to(b, f->l2proto);
-    put_label(b, "\",l3proto", protocol->negated ? "!" : "",
-              protocol->text.len ? protocol->text : (struct text)TEXT("all"));
-    put_label(b, ",port", rule->port.negated ? "!" : "", rule->port.text);
+    puts_to(b, f->seed_labels);
+    puts_to(b, protocol->negated ? "!" : "");
+    put_escaped(b, protocol->text.len ? protocol->text : (struct text)TEXT("all"), false);
+    puts_to(b, rule->port.negated ? "\",port=\"!" : "\",port=\"");
+    put_escaped(b, rule->port.text, false);
+    put(b, "\"", 1);
 }
 
 /* The labels l2proto and rule. The key ends with the match: rules that differ in their target alone match the same. */
@@ -896,9 +903,11 @@ static void put_series(struct buffer *out, const struct config *cfg, const struc
             headed = true;
             put(out, start, start_len);
             put(out, f->text.data + s->labels, s->len + (what == INFO ? s->comment_len : 0));
-            put(out, "} ", 2);
-            put_u64(out, what == INFO ? 1 : what == BYTES ? s->bytes : s->packets);
-            put(out, "\n", 1);
+            char end[2 + DIGITS_MAX + 1], *p = end + sizeof end;
+            *--p = '\n';
+            p = put_digits(p, what == INFO ? 1 : what == BYTES ? s->bytes : s->packets);
+            memcpy(p -= 2, "} ", 2);
+            put(out, p, (size_t)(end + sizeof end - p));
         }
     }
 }
@@ -956,14 +965,14 @@ static void put_exposition(struct buffer *out, const struct config *cfg, const s
 static int scrape(const struct config *cfg, struct family *families, bool page, usec deadline) {
     int status = 503;
     families[0].page = families[1].page = page;
-    families[0].l2proto = "ipv4", families[0].name = "IPv4";
-    families[1].l2proto = "ipv6", families[1].name = "IPv6";
+    families[0].l2proto = "ipv4", families[0].name = "IPv4", families[0].seed_labels = ",l2proto=\"ipv4\",l3proto=\"";
+    families[1].l2proto = "ipv6", families[1].name = "IPv6", families[1].seed_labels = ",l2proto=\"ipv6\",l3proto=\"";
     families[0].enabled = cfg->ipv4;
     families[1].enabled = cfg->ipv6;
     for (struct family *f = families; f < families + 2; f++) {
         if (!f->enabled) continue;
-        int left = f == families && cfg->ipv6 ? 2 : 1; /* a family that hangs leaves the other its share of time */
-        read_family(cfg, f, now() + (deadline - now()) / left);
+        usec left = deadline - now(); /* a family that hangs leaves the other a share of it */
+        read_family(cfg, f, deadline - (f == families && cfg->ipv6 ? left / FAMILY_SHARE : 0));
         if (!f->success) log_line("%s: %s", f->l2proto, f->reason);
         status = f->success || status == 200 ? 200 : f->timed_out ? 504 : status;
     }
@@ -1008,13 +1017,13 @@ static const char table_head[] =
 /* The cells of packets, bytes and share. */
 static void put_numbers(struct buffer *b, uint64_t packets, uint64_t bytes, double all) {
     static const char *const units[] = {"B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"};
-    char digits[24];
+    char digits[DIGITS_MAX], *end = digits + sizeof digits;
     double size = (double)bytes, share = all > 0 ? 100 * size / all : 0;
-    int left = snprintf(digits, sizeof digits, "%llu", (unsigned long long)packets), unit = 0;
+    int unit = 0;
     puts_to(b, "<td>");
-    for (const char *p = digits; left > 0; left--) {
-        put(b, p++, 1);
-        if (left > 1 && left % 3 == 1) put(b, ",", 1);
+    for (const char *p = put_digits(end, packets); p < end; p++) {
+        put(b, p, 1);
+        if (end - p > 1 && (end - p) % 3 == 1) put(b, ",", 1);
     }
     for (; size >= 1023.95; unit++) size /= 1024;
     putf(b, "<td>%.*f %s<td>%.1f %%<i style=\"width:%.1f%%\"></i>", unit > 0, size, units[unit], share, share);

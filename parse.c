@@ -122,7 +122,7 @@ static void weigh(struct text range, const char *all, const char *type, const ch
         if (is_word(key, "q")) quality = parse_quality(value);
         if (is_word(key, "version")) precision = precision == 3 && is_word(value, version) ? 4 : 0;
     }
-    if (quality < 0 || precision < preference->precision) return;
+    if (quality < 0 || precision == 0 || precision < preference->precision) return;
     if (precision > preference->precision || quality > preference->quality)
         *preference = (struct preference){precision, quality};
 }
@@ -224,12 +224,12 @@ static const struct text long_names[] = {
 
 /* The quote that ends the string at p, NULL if there is none. */
 static const char *string_end(const char *p, const char *end) {
-    for (const char *quote, *slash; (quote = memchr(p, '"', (size_t)(end - p)));) {
-        slash = memchr(p, '\\', (size_t)(quote - p));
-        if (!slash) return quote;
+    const char *quote = memchr(p, '"', (size_t)(end - p)), *slash;
+    while (quote && (slash = memchr(p, '\\', (size_t)(quote - p)))) {
         p = slash + 2; /* at most one behind the quote */
+        if (quote < p) quote = memchr(p, '"', (size_t)(end - p));
     }
-    return NULL;
+    return quote;
 }
 
 static enum word next_word(struct words *w, struct text *word) {
@@ -380,30 +380,38 @@ static struct text keep(const char *start, char **end, struct text word) {
     return (struct text){*end - word.len, word.len};
 }
 
-/* From -j or -g to the end of the line. The target's own options match nothing. */
-static void parse_target(struct words *w, char *start, char *end, struct text jump, struct rule *rule) {
+/* "-c packets bytes", before the target of a rule in a list or at its end, a blank behind it or not; w is behind -c. */
+static bool take_counters(struct words *w, struct rule *rule, bool *overflow) {
+    const char *p = w->at, *end;
+    if (!parse_counters(&p, w->end, "  ", rule, overflow)) return false;
+    for (end = p; p < w->end && *p == ' '; p++)
+        ;
+    if (p < w->end && (p == end || (!begins(p, w->end, "-j ") && !begins(p, w->end, "-g ")))) return false;
+    w->at = p;
+    return true;
+}
+
+/* From -j or -g to the end of the line. The target's own options match nothing. False if there are counters among them, as a
+ * list has them: those before the target are then a part of a raw name, or these are. */
+static bool parse_target(struct words *w, char *start, char *end, struct text jump, struct rule *rule) {
     struct text word, name = {"", 0};
+    struct rule other;
+    bool overflow, single = true;
     rule->match = between(start, end);
     const char *target = (jump = keep(start, &end, jump)).at;
     for (bool first = true; next_word(w, &word) == WORD; first = false) {
+        struct words ahead = *w;
+        single = single && !(text_is(word, "-c") && take_counters(&ahead, &other, &overflow));
         word = keep(start, &end, word);
         name = first ? word : name;
     }
     rule->target = between(target, end);
     rule->terminal = text_is(jump, "-g") || one_of(name, terminal_targets);
-}
-
-/* "-c packets bytes", before the target of a rule in a list or at its end; w is behind -c. */
-static bool take_counters(struct words *w, struct rule *rule, bool *overflow) {
-    const char *p = w->at;
-    if (!parse_counters(&p, w->end, "  ", rule, overflow)) return false;
-    if (p < w->end && !begins(p, w->end, " -j ") && !begins(p, w->end, " -g ")) return false;
-    w->at = p;
-    return true;
+    return single;
 }
 
 /* Reads the words of a rule, from behind the chain's name to the end of its line. They are rewritten in place. In a list the
- * counters are among them: false if they are not. */
+ * counters are among them, once: false if they are not. */
 static bool parse_rule(struct ruleset *rs, char *start, const char *line_end, struct rule *rule, bool *overflow) {
     start += start < line_end; /* the blank */
     struct words w = {start, line_end, ANY, 0};
@@ -416,7 +424,8 @@ static bool parse_rule(struct ruleset *rs, char *start, const char *line_end, st
             continue;
         }
         if (text_is(word, "-j") || text_is(word, "-g")) {
-            parse_target(&w, start, end, word, rule);
+            bool single = parse_target(&w, start, end, word, rule);
+            counted = rs->table || (counted && single);
             break;
         }
         bool match = text_is(word, "-m"), comment = w.next == STRING && text_is(word, "--comment");
@@ -503,8 +512,8 @@ static enum item chain_line(struct ruleset *rs, struct text line, struct rule *r
     if (chain == rs->nchains && !list) return ITEM_MORE;
     *rule = (struct rule){.chain = chain, .target = TEXT("-")};
     const char *p = blank ? memchr(blank + 1, ' ', (size_t)(end - blank - 1)) : NULL, *mark = list ? " -c" : " ";
-    bool good = !blank && begins(line.at, end, "-N");
-    if (p && begins(p, end, mark)) {
+    bool user = list && line.at[1] == 'N', good = user && !blank;
+    if (p && !user && begins(p, end, mark)) {
         rule->target = between(blank + 1, p);
         p += strlen(mark);
         good = parse_counters(&p, end, list ? "  " : "[:", rule, &overflow) && text_is(between(p, end), list ? "" : "]");
@@ -528,7 +537,7 @@ static enum item rule_line(struct ruleset *rs, struct text line, struct rule *ru
         return fail(rs, "rule not understood: ", line); /* the tail of a raw name with a newline, say */
     if (overflow) return fail(rs, "a counter of 2^64 or more: ", line);
     if (!parse_rule(rs, rs->buf + (words - rs->buf), line.at + line.len, rule, &overflow))
-        return fail(rs, "a rule without counters: ", rule->match);
+        return fail(rs, "counters not understood: ", rule->match);
     return overflow ? fail(rs, "a counter of 2^64 or more: ", rule->match) : ITEM_RULE;
 }
 

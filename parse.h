@@ -33,7 +33,7 @@ enum {
 };
 
 /* How much a client wants one media type: the quality in thousandths that the most precise of its media ranges gives it
- * (RFC 9110 section 12.5.1). Precision 0: none does, and the quality says nothing. */
+ * (RFC 9110 section 12.5.1). Precision 0: none does, and the quality is 0. */
 struct preference {
     int precision, quality;
 };

@@ -1,7 +1,7 @@
 #!/usr/bin/perl
 
-# nfprom under the real super-servers: xinetd with the file that is shipped, and
-# one scrape under each other that is installed.
+# nfprom under the real super-servers: xinetd with the file that is shipped, one
+# scrape under each other, and the commands that README.md gives.
 
 use strict;
 use warnings;
@@ -29,9 +29,50 @@ sub our_processes {
     my @found;
     for my $dir (glob '/proc/[0-9]*') {
         next unless (readlink "$dir/exe" || '') eq $NFPROM;
-        push @found, { slurp("$dir/status") =~ /^(\w+):[ \t]*(.*)$/mg };
+        push @found, { fields_of(substr $dir, 6) };
     }
     return @found;
+}
+
+# What a process is allowed: nobody's, with CAP_NET_ADMIN alone.
+sub is_nobody {
+    my ($name, %process) = @_;
+    my ($uid, $gid) = (getpwnam('nobody'))[2, 3];
+    is($process{Uid} || '', join("\t", ($uid) x 4), "$name is nobody");
+    is($process{Gid} || '', join("\t", ($gid) x 4), "$name is in nobody's group");
+    is($process{Groups} || '', '', "$name is in no other group");
+    is(join(' ', map { hex($process{$_} || 0) } qw(CapInh CapPrm CapEff CapBnd CapAmb)), join(' ', (1 << 12) x 5),
+        "$name has CAP_NET_ADMIN alone");
+    is($process{NoNewPrivs}, 1, "$name gains no new privileges");
+    return;
+}
+
+sub fields_of {
+    my ($pid) = @_;
+    return slurp("/proc/$pid/status") =~ /^(\w+):[ \t]*(.*?)[ \t]*$/mg;
+}
+
+# A connection from one of this machine's addresses.
+sub dial {
+    my ($from, $port) = @_;
+    return IO::Socket::IP->new(LocalHost => $from, PeerHost => '127.0.0.1', PeerPort => $port, Timeout => 30);
+}
+
+# What becomes of a request from there: the status, or how it ended without one.
+sub outcome {
+    my ($from, $port) = @_;
+    my $socket = dial($from, $port) or return 'refused';
+    my $start = time;
+    my $answer = Live::request($socket);
+    return $answer->{status} || ($answer->{wire} ne '' || time - $start > 25 ? "stuck: $answer->{wire}" : 'closed unanswered');
+}
+
+# Connections that say nothing, each with a process.
+my @silent;
+sub hold {
+    my ($count, $from, $port) = @_;
+    push @silent, map { dial($from, $port) || () } 1 .. $count;
+    return patiently { our_processes() == @silent };
 }
 
 # ---- xinetd: the shipped file, with another place of the program and another port
@@ -103,44 +144,138 @@ stop($root_xinetd);
 
 my $refused = http_get('203.0.113.140', $port);
 is($refused->{wire}, '', 'xinetd: who is not in only_from gets nothing') if $conf =~ /only_from\s*=\s*127\.0\.0\.1\s*$/m;
+is(outcome('127.0.0.2', $port), 'closed unanswered', 'xinetd: nor another address of the same network');
 stop($xinetd);
+
+# ---- xinetd: its limits, for some more addresses, and with a deadline that leaves time to look
+
+my $limited_port = free_port();
+my $limited = $conf =~ s{^(\s*port\s*=).*}{$1 $limited_port}mr;
+is($limited =~ s{^(\s*only_from\s*=).*}{"$1 " . join ' ', map { "127.0.0.$_" } 1 .. 5}me, 1, 'xinetd: addresses are added to only_from');
+is($limited =~ s{^(\s*server_args\s*=.*)}{$1 -timeout 5m}m, 1, 'xinetd: and flags to the end of server_args');
+my $limited_xinetd = start("$DIR/xinetd.log", 'xinetd', '-dontfork', '-f', spew("$DIR/limited.conf", $limited), '-pidfile', "$DIR/limited.pid");
+ok(wait_for_port($limited_port), 'xinetd: listens');
+
+ok(hold(16, '127.0.0.1', $limited_port), 'xinetd: 16 connections from one address are taken') or diag(scalar our_processes());
+is(outcome('127.0.0.1', $limited_port), 'closed unanswered', 'xinetd: the next is closed unanswered');
+is(outcome('127.0.0.2', $limited_port), 200, 'xinetd: one from another address is answered');
+ok(patiently { our_processes() == 16 }, 'xinetd: and its process ends');
+ok(hold(16, "127.0.0.$_", $limited_port), "xinetd: 16 more from 127.0.0.$_") or diag(scalar our_processes()) for 2 .. 4;
+is(outcome('127.0.0.5', $limited_port), 'closed unanswered', 'xinetd: 64 in all, the next is closed unanswered');
+@silent = ();
+ok(patiently { !our_processes() }, 'xinetd: the processes end with their connections');
+ok(patiently { outcome("127.0.0.$_", $limited_port) eq 200 }, "xinetd: 127.0.0.$_ is answered again") for 1, 2, 5;
+
+stop($limited_xinetd);
+
+# Too many connections a second. Not every machine starts 200 processes in one: here more than 10 are too many.
+my $paced_port = free_port();
+my $paced = $limited =~ s{^(\s*port\s*=).*}{$1 $paced_port}mr;
+is($paced =~ s{^(\s*cps\s*=) 200 1$}{$1 10 1}m, 1, 'xinetd: 200 connections a second are allowed, or a second of rest follows');
+my $paced_xinetd = start("$DIR/xinetd.log", 'xinetd', '-dontfork', '-f', spew("$DIR/paced.conf", $paced), '-pidfile', "$DIR/paced.pid");
+ok(wait_for_port($paced_port), 'xinetd with 10 in place of 200: listens');
+is(outcome('127.0.0.1', $paced_port), 200, 'xinetd with 10: answers');
+my ($made, $end) = (0, time + 25);
+while (time < $end && dial('127.0.0.' . ($made % 5 + 1), $paced_port)) { $made++ }
+cmp_ok(time, '<', $end, "xinetd with 10: many at once close it") or diag("$made connections");
+cmp_ok($made, '>=', 9, 'xinetd with 10: but not before');
+ok(patiently { outcome('127.0.0.1', $paced_port) eq 200 }, 'xinetd with 10: a moment later it is answered again');
+stop($paced_xinetd);
+ok(patiently { !our_processes() }, 'xinetd: no process is left');
 flush_all();
 
 # ---- the others, one scrape each
 
 load_chain();
-spew("$DIR/inetd.conf", '');
-my %others = (
-    socat     => sub { ('socat', "TCP-LISTEN:$_[0],bind=127.0.0.1,reuseaddr,fork", "EXEC:$NFPROM") },
-    tcpserver => sub { ('tcpserver', '-q', '-R', '-H', '-l0', '127.0.0.1', $_[0], $NFPROM) },
-    's6-tcpserver' => sub { ('s6-tcpserver', '127.0.0.1', $_[0], $NFPROM) },
-    'busybox' => sub { ('busybox', 'nc', '-ll', '-p', $_[0], '-e', $NFPROM) },
-    inetd     => sub {
-        spew("$DIR/inetd.conf", "127.0.0.1:$_[0] stream tcp nowait root $NFPROM nfprom\n");
-        return ('inetd', '-i', "$DIR/inetd.conf");
-    },
+
+# Where it is missing: a skip, and a failure where CI=true; but not of what Debian does not have.
+my @others = (
+    [inetd     => sub { ('inetd', '-i', spew("$DIR/inetd.conf", "127.0.0.1:$_[0] stream tcp nowait root $NFPROM nfprom\n")) }],
+    [tcpserver => sub { ('tcpserver', '-q', '-R', '-H', '-l0', '127.0.0.1', $_[0], $NFPROM) }],
+    [socat     => sub { ('socat', "TCP-LISTEN:$_[0],bind=127.0.0.1,reuseaddr,fork", "EXEC:$NFPROM") }],
+    [busybox   => sub { ('busybox', 'nc', '-ll', '-p', $_[0], '-e', $NFPROM) }],
+    ['s6-tcpserver' => sub { ('s6-tcpserver', '127.0.0.1', $_[0], $NFPROM) }],
 );
-for my $program (sort keys %others) {
+push @others, ['busybox inetd' => sub { ('busybox', 'inetd', '-f', spew("$DIR/inetd.conf", "$_[0] stream tcp nowait root $NFPROM nfprom\n")) }]
+    if have('busybox') && must('busybox', '--list') =~ /^inetd$/m;
+for (@others) {
+    my ($name, $command) = @$_;
+    my $program = $name =~ s/ .*//r;
+    next if $program eq 's6-tcpserver' && !have($program);
     SKIP: {
-        skip("$program is not installed", 3) unless have($program);
+        skip_or_fail("$program is not installed", 3) unless have($program);
         my $port = free_port();
-        my $pid = start("$DIR/$program.log", $others{$program}->($port));
-        ok(wait_for_port($port), "$program listens") or diag(slurp("$DIR/$program.log"));
+        my $pid = start("$DIR/$program.log", $command->($port));
+        ok(wait_for_port($port), "$name listens") or diag(slurp("$DIR/$program.log"));
         my $answer = http_get('127.0.0.1', $port);
-        is(packets($answer), 31, "$program: a scrape has the counters");
-        is($answer->{headers}{'content-length'}, length $answer->{body}, "$program: and ends where it says");
+        is(packets($answer), 31, "$name: a scrape has the counters");
+        is($answer->{headers}{'content-length'}, length $answer->{body}, "$name: and ends where it says");
         stop($pid);
     }
 }
 
 SKIP: {
-    skip('s6-ipcserver is not installed', 2) unless have('s6-ipcserver');
+    skip_or_fail('s6-ipcserver is not installed', 2) unless have('s6-ipcserver');
     my $path = "$DIR/socket";
     my $pid = start("$DIR/s6.log", 's6-ipcserver', $path, $NFPROM);
     ok(patiently { -S $path && IO::Socket::UNIX->new(Peer => $path) }, 's6-ipcserver listens') or diag(slurp("$DIR/s6.log"));
     my $answer = Live::request(IO::Socket::UNIX->new(Peer => $path));
     is(packets($answer), 31, 's6-ipcserver: a scrape over a local socket has the counters');
+    is($answer->{headers}{'content-length'}, length $answer->{body}, 's6-ipcserver: and ends where it says');
     stop($pid);
+}
+ok(patiently { !our_processes() }, 'no process is left');
+
+# ---- the commands of README.md, in its own words but for the port and the place of nfprom
+
+my ($block) = slurp("$SOURCE/README.md") =~ /^### Others\n.*?^```sh\n(.*?)^```$/ms;
+my ($drop) = ($block || '') =~ /^(drop='.*')$/m;
+my @lines = ($block || '') =~ /^(\$drop .*?)(?: +#.*)?$/mg;
+my ($inetd_line) = slurp("$SOURCE/README.md") =~ /^(9914 stream tcp .*)$/m;
+ok($drop, 'README.md has a way to drop root') or BAIL_OUT('README.md');
+is_deeply([map { (split)[1] } @lines], [qw(nfprom socat tcpserver s6-tcpserver)], 'and commands that use it');
+ok($inetd_line, 'and a line for inetd') or BAIL_OUT('README.md');
+
+$ENV{PATH} = "$DIR:$ENV{PATH}";
+sub works_as_written {
+    my ($name, $port, @command) = @_;
+    my $pid = start("$DIR/$name.log", @command);
+    ok(wait_for_port($port), "README.md, $name: listens") or diag(slurp("$DIR/$name.log"));
+    my $answer = http_get('127.0.0.1', $port);
+    is(packets($answer), 31, "README.md, $name: a scrape has the counters");
+    is($answer->{headers}{'content-length'}, length $answer->{body}, "README.md, $name: and ends where it says");
+    is(slurp("$DIR/$name.log"), '', "README.md, $name: nothing is said of it");
+
+    # The stand-alone nfprom has a process that listens, and one for each connection.
+    my $connection = dial('127.0.0.1', $port);
+    my @found;
+    my $wanted = $name eq 'nfprom' ? 2 : 1;
+    ok(patiently { $wanted == (@found = our_processes()) }, "README.md, $name: one process for one connection");
+    is_nobody("README.md, $name: nfprom", %$_) for @found;
+    is_nobody("README.md, $name: the server", fields_of($pid)) if $name ne 'inetd';
+    close $connection;
+    stop($pid);
+    ok(patiently { !our_processes() }, "README.md, $name: no process is left");
+    return;
+}
+
+for my $line (@lines) {
+    my ($program) = $line =~ /^\S+ (\S+)/;
+    next if $program eq 's6-tcpserver' && !have($program);
+    SKIP: {
+        skip_or_fail("$program is not installed", 16) unless have($program);
+        my $port = free_port();
+        is((my $here = $line) =~ s/9914/$port/, 1, "README.md, $program: one port");
+        works_as_written($program, $port, 'sh', '-c', "$drop\nexec " . $line =~ s/9914/$port/r);
+    }
+}
+
+SKIP: {
+    skip_or_fail('inetd is not installed', 10) unless have('inetd');
+    my $port = free_port();
+    my ($options) = $drop =~ /'setpriv (.*)'/;
+    my $line = $inetd_line =~ s/^9914/$port/r =~ s/OPTIONS/$options/r =~ s{/usr/local/sbin/nfprom}{$NFPROM}r;
+    works_as_written('inetd', $port, 'inetd', '-i', spew("$DIR/inetd.conf", "$line\n"));
 }
 
 done_testing();

@@ -1,5 +1,5 @@
-/* What holds of parse.c whatever comes in. Three programs: t/fuzz-request and t/fuzz-ruleset are libFuzzer's (make fuzz;
- * FUZZ names the function), t/fuzz replays a file: `t/fuzz request FILE`, `t/fuzz ruleset FILE`. A broken promise aborts. */
+/* What holds of parse.c whatever comes in. Four programs: t/fuzz-request, t/fuzz-ruleset and t/fuzz-list are libFuzzer's
+ * (make fuzz; FUZZ names the function), t/fuzz replays a file: `t/fuzz request FILE` and so on. A broken promise aborts. */
 #define _GNU_SOURCE /* memmem */
 #include "../parse.h"
 
@@ -44,6 +44,14 @@ static char *stretched(const uint8_t *data, size_t size, size_t max, size_t *len
 
 /* ---- the request ----------------------------------------------------------------------------------------- */
 
+static void check_preference(struct preference p) {
+    promise(p.precision >= 0 && p.precision <= 4, "a precision is 0 to 4");
+    promise(p.quality >= 0 && p.quality <= 1000, "a quality is 0 to 1000");
+    promise(p.precision > 0 || p.quality == 0, "what nothing names has no quality");
+}
+
+static bool alike(struct preference a, struct preference b) { return a.precision == b.precision && a.quality == b.quality; }
+
 static void check_request(const char *in, size_t len, int status, const struct request *req) {
     static const struct text root = TEXT("/");
     static const int statuses[] = {0, 200, 400, 414, 431, 505};
@@ -53,6 +61,8 @@ static void check_request(const char *in, size_t len, int status, const struct r
     promise(is_in(req->method, in, len), "the method lies in the buffer");
     promise(is_in(req->path, in, len) || same(req->path, root), "the path lies in the buffer");
     promise(req->scrape_timeout_ms >= -1 && req->scrape_timeout_ms <= 86400000, "a timeout is a day at most");
+    check_preference(req->openmetrics);
+    check_preference(req->text);
     if (status != 200) return;
     promise(req->method.len > 0, "a request has a method");
     for (size_t i = 0; i < req->method.len; i++)
@@ -94,15 +104,22 @@ void request(const uint8_t *data, size_t size) {
         if (now == 200)
             promise(status == 200 && same(part.method, req.method) && same(part.path, req.path), "whole or in parts");
         if (now == 200 && verdict == 0) first = part;
-        if (now == 200) promise(part.scrape_timeout_ms == first.scrape_timeout_ms, "nothing is read behind the empty line");
+        if (now == 200)
+            promise(part.scrape_timeout_ms == first.scrape_timeout_ms && alike(part.openmetrics, first.openmetrics) &&
+                        alike(part.text, first.text),
+                    "nothing is read behind the empty line");
         verdict = now;
     }
     promise(verdict == status, "the same verdict on the whole and on its parts");
+    if (status == 200)
+        promise(req.scrape_timeout_ms == first.scrape_timeout_ms && alike(req.openmetrics, first.openmetrics) &&
+                    alike(req.text, first.text),
+                "the headers say the same in the whole and in its parts");
     free(in);
     free(again);
 }
 
-/* ---- the ruleset ----------------------------------------------------------------------------------------- */
+/* ---- the ruleset, the list ------------------------------------------------------------------------------- */
 
 static struct ruleset rs;
 static const struct text chains[] = {TEXT("prometheus"), TEXT("INPUT"), TEXT("a\"]b")};
@@ -176,14 +193,47 @@ static void check_lines(struct text t) {
                     "a newline outside of quotes ends a rule");
 }
 
+static bool has_line(struct text in, const char *line, const char *follows) {
+    size_t n = strlen(line);
+    for (const char *p = in.at, *end = in.at + in.len; (p = memmem(p, (size_t)(end - p), line, n)); p++)
+        if ((p == in.at || p[-1] == '\n') && (p + n == end || strchr(follows, p[n]))) return true;
+    return false;
+}
+
+/* The counters as a list has them: blanks, -c, and a target or the end of the line behind. (Leading zeros are no matter.) */
+static bool lists_counters(struct text in, const struct rule *rule) {
+    char words[80];
+    const char *end = in.at + in.len;
+    int n = snprintf(words, sizeof words, "%llu ", (unsigned long long)rule->packets);
+    for (const char *p = in.at, *q; (p = memmem(p, (size_t)(end - p), words, (size_t)n)); p++) {
+        for (q = p; q > in.at && q[-1] == '0';) q--;
+        if (q < in.at + 4 || memcmp(q - 4, " -c ", 4) != 0) continue;
+        for (q = p + n; q + 1 < end && *q == '0' && q[1] >= '0' && q[1] <= '9';) q++;
+        char bytes[40];
+        int m = snprintf(bytes, sizeof bytes, "%llu", (unsigned long long)rule->bytes);
+        if (end - q < m || memcmp(q, bytes, (size_t)m) != 0) continue;
+        const char *behind = q += m;
+        while (q < end && *q == ' ') q++;
+        if (q < end && (*q == '\n' || (q > behind && end - q > 2 && (!memcmp(q, "-j ", 3) || !memcmp(q, "-g ", 3)))))
+            return true;
+    }
+    return false;
+}
+
 static void check_item(struct text in, enum item item, const struct rule *rule) {
     char words[80];
     promise(rule->chain < rs.nchains, "the chain is one of those asked for");
-    snprintf(words, sizeof words, "%llu:", (unsigned long long)rule->packets);
-    promise(memmem(in.at, in.len, words, strlen(words)), "the packets are printed so");
-    snprintf(words, sizeof words, "%llu]%s%s", (unsigned long long)rule->bytes, item == ITEM_RULE ? " -A " : "",
-             item == ITEM_RULE ? chains[rule->chain].at : "");
-    promise(memmem(in.at, in.len, words, strlen(words)), "the bytes are printed so");
+    if (rs.table) {
+        snprintf(words, sizeof words, "%llu:", (unsigned long long)rule->packets);
+        promise(memmem(in.at, in.len, words, strlen(words)), "the packets are printed so");
+        snprintf(words, sizeof words, "%llu]%s%s", (unsigned long long)rule->bytes, item == ITEM_RULE ? " -A " : "",
+                 item == ITEM_RULE ? chains[rule->chain].at : "");
+        promise(memmem(in.at, in.len, words, strlen(words)), "the bytes are printed so");
+    } else {
+        promise(lists_counters(in, rule), "the counters are printed so");
+        snprintf(words, sizeof words, "-%c %s", item == ITEM_RULE ? 'A' : 'P', chains[rule->chain].at);
+        promise(has_line(in, words, " "), "the chain is printed so");
+    }
     promise(is_in(rule->target, rs.buf, rs.len), "the target lies in the buffer");
     promise(is_in(rule->match, rs.buf, rs.len), "the match lies in the buffer");
     promise(is_in(rule->comment, rs.comment, sizeof rs.comment), "the comment lies in its place");
@@ -204,11 +254,9 @@ static void check_item(struct text in, enum item item, const struct rule *rule) 
     promise(labels_say(rule) == rule->expressible, "a rule is expressible if the labels say all of it");
 }
 
-static bool has_line(struct text in, const char *line, const char *follows) {
-    size_t n = strlen(line);
-    for (const char *p = in.at, *end = in.at + in.len; (p = memmem(p, (size_t)(end - p), line, n)); p++)
-        if ((p == in.at || p[-1] == '\n') && (p + n == end || strchr(follows, p[n]))) return true;
-    return false;
+static size_t len_of_last_line(struct text in) {
+    const char *lf = in.len ? memrchr(in.at, '\n', in.len) : NULL;
+    return lf ? (size_t)(in.at + in.len - lf - 1) : in.len;
 }
 
 static uint64_t random_below(uint64_t *state, uint64_t n) { /* xorshift */
@@ -254,13 +302,17 @@ static uint64_t read_all(struct text in, const char *table, size_t nchains, uint
         promise(memchr(rs.error, '\0', sizeof rs.error) && memchr(rs.remark, '\0', sizeof rs.remark), "words end");
         promise((item == ITEM_ERROR) == (rs.error[0] != '\0'), "an error has words, nothing else has");
         if (item == ITEM_END) {
-            char head[40];
-            snprintf(head, sizeof head, "*%s", table);
-            promise(has_line(in, head, "\n") && has_line(in, "COMMIT", "\n"), "the end is behind the table and its COMMIT");
+            char head[40], policy[40];
+            snprintf(head, sizeof head, "*%s", table ? table : "");
+            promise(!table || (has_line(in, head, "\n") && has_line(in, "COMMIT", "\n")),
+                    "the end is behind the table and its COMMIT");
             for (size_t i = 0; i < nchains; i++) {
-                snprintf(head, sizeof head, ":%s", chains[i].at);
-                promise(has_line(in, head, " "), "the end is behind every chain");
+                snprintf(head, sizeof head, "%s%s", table ? ":" : "-N ", chains[i].at);
+                snprintf(policy, sizeof policy, "-P %s", chains[i].at);
+                promise(has_line(in, head, table ? " " : "\n") || (!table && has_line(in, policy, " ")),
+                        "the end is behind every chain");
             }
+            promise(table || len_of_last_line(in) == 0, "a list ends behind a line");
             promise(at == in.len, "the end is at the end");
         }
         return mix(mix_text(hash, rs.missing), &rs.nft, sizeof rs.nft);
@@ -284,33 +336,42 @@ static char *put_string(char *to, struct text s) {
 
 static char *put(char *to, const char *words) { return stpcpy(to, words); }
 
+static void feed(const char *table, const char *out, const char *end) {
+    size_t room, len = (size_t)(end - out);
+    ruleset_begin(&rs, table, chains, 1);
+    memcpy(ruleset_room(&rs, &room), out, len);
+    ruleset_fed(&rs, len);
+}
+
 /* Whoever may set a comment sets nothing else: the input as a comment and as a string to look for, in a rule that is printed
- * as iptables-save prints it. What is understood must be the input, and the rules on both sides of it. */
-static void said_back(const uint8_t *data, size_t size) {
-    static const char rest[] = " -j RETURN\n[3:4] -A prometheus -p udp\nCOMMIT\n";
+ * as iptables prints it. What is understood must be the input, and the rules on both sides of it. */
+static void said_back(const char *table, const uint8_t *data, size_t size) {
     static char out[4096], wanted[1024], quoted[1024];
     struct text said = {(const char *)data, strnlen((const char *)data, size < 255 ? size : 255)};
     struct text quote = {quoted, (size_t)(put_string(quoted, said) - quoted)};
     for (int as_comment = 0; as_comment < 2; as_comment++) {
-        char *end = put(out, "*filter\n:prometheus - [0:0]\n[1:2] -A prometheus -p tcp");
+        char *end = put(out, table ? "*filter\n:prometheus - [0:0]\n[1:2] -A prometheus -p tcp"
+                                   : "-N prometheus\n-A prometheus -p tcp");
         end = put(end, as_comment ? " -m comment --comment " : " -m string --string ");
         end = mempcpy(end, quote.at, quote.len);
-        end = put(end, " -m comment --comment \"x y\"");
-        end = put(end, rest);
+        end = put(end, table ? " -m comment --comment \"x y\" -j LOG --log-prefix "
+                             : " -m comment --comment \"x y\" -c 1 2 -j LOG --log-prefix ");
+        end = mempcpy(end, quote.at, quote.len);
+        end = put(end, table ? "\n[3:4] -A prometheus -p udp\nCOMMIT\n" : "\n-A prometheus -p udp -c 3 4\n");
         struct rule rule;
-        size_t room, len = (size_t)(end - out);
-        ruleset_begin(&rs, "filter", chains, 1);
-        memcpy(ruleset_room(&rs, &room), out, len);
-        ruleset_fed(&rs, len);
+        feed(table, out, end);
         promise(ruleset_next(&rs, &rule) == ITEM_RULE && rule.packets == 1 && rule.bytes == 2, "the rule is read");
         end = put(wanted, "-p tcp");
         if (!as_comment) end = mempcpy(put(end, " -m string --string "), quote.at, quote.len);
         promise(same(rule.match, (struct text){wanted, (size_t)(end - wanted)}), "the match is what was printed");
-        promise(text_is(rule.target, "-j RETURN") && rule.expressible == as_comment, "what follows is not touched");
+        end = mempcpy(put(wanted, "-j LOG --log-prefix "), quote.at, quote.len);
+        promise(same(rule.target, (struct text){wanted, (size_t)(end - wanted)}), "the target is what was printed");
+        promise(rule.expressible == as_comment && !rule.terminal, "what follows is not touched");
         end = as_comment ? mempcpy(wanted, said.at, said.len) : wanted;
         end = put(end, as_comment ? "; x y" : "x y");
         promise(same(rule.comment, (struct text){wanted, (size_t)(end - wanted)}), "the comment is what was set");
-        promise(ruleset_next(&rs, &rule) == ITEM_RULE && rule.packets == 3 && text_is(rule.match, "-p udp"),
+        promise(ruleset_next(&rs, &rule) == ITEM_RULE && rule.packets == 3 && rule.bytes == 4 &&
+                    text_is(rule.match, "-p udp"),
                 "so is the next");
         promise(ruleset_next(&rs, &rule) == ITEM_MORE, "there is no other rule");
         ruleset_fed(&rs, 0);
@@ -318,17 +379,85 @@ static void said_back(const uint8_t *data, size_t size) {
     }
 }
 
-void ruleset(const uint8_t *data, size_t size) {
+/* A rule says the same in a list as in a table: the input as the words of a rule, the counters once in front, once before the
+ * target. Where the words hold a -c, a list need not be understood (a raw name may look like counters), but never otherwise
+ * than the table. */
+static void both_say(const uint8_t *data, size_t size) {
+    static char out[4096], kept[3][4096];
+    struct rule rule, listed;
+    const char *words = (const char *)data;
+    size_t len = strnlen(words, size < 1000 ? size : 1000);
+    char *end = put(mempcpy(put(out, "*filter\n:prometheus - [0:0]\n[1:2] -A prometheus "), words, len), "\nCOMMIT\n");
+    feed("filter", out, end);
+    if (ruleset_next(&rs, &rule) != ITEM_RULE || rs.len - rs.start != strlen("COMMIT\n")) return; /* not one rule */
+    const char *match = rule.match.at;
+    struct text *texts[] = {&rule.match, &rule.target, &rule.comment};
+    for (int i = 0; i < 3; i++)
+        if (texts[i]->len) texts[i]->at = memcpy(kept[i], texts[i]->at, texts[i]->len);
+    size_t before = len - rule.target.len;
+    if (rule.target.len > len || (rule.target.len && memcmp(words + before, rule.target.at, rule.target.len) != 0))
+        return; /* blanks */
+    const char *last = rule.match.len ? memrchr(rule.match.at, ' ', rule.match.len) : NULL;
+    last = last ? last + 1 : rule.match.at;
+    if (rule.target.len == 2) return;                                   /* -j, and nothing behind it */
+    if (rule.target.len == 0 && rule.match.len && *last == '-') return; /* an option that may want what is behind it */
+    end = put(mempcpy(put(out, "-N prometheus\n-A prometheus "), words, before),
+              before == 0 || words[before - 1] == ' ' ? "" : " ");
+    end = put(end, rule.target.len ? "-c 1 2 " : "-c 1 2");
+    end = put(mempcpy(end, words + before, rule.target.len), "\n");
+    feed(NULL, out, end);
+    if (ruleset_next(&rs, &listed) != ITEM_RULE) {
+        promise(memmem(words, len, "-c", 2), "a rule that is understood in a table is understood in a list");
+        return;
+    }
+    promise(rs.start == rs.len, "it is all of the line");
+    promise(listed.packets == 1 && listed.bytes == 2, "the counters are those of the rule");
+    promise(same(listed.match, rule.match) && same(listed.target, rule.target) && same(listed.comment, rule.comment),
+            "the texts are the same");
+    const struct value *fields[] = {&rule.address, &rule.protocol, &rule.port},
+                       *others[] = {&listed.address, &listed.protocol, &listed.port};
+    for (int i = 0; i < 3; i++)
+        promise(fields[i]->text.len == others[i]->text.len && fields[i]->negated == others[i]->negated &&
+                    (fields[i]->text.len == 0 || fields[i]->text.at - match == others[i]->text.at - listed.match.at),
+                "the fields are the same");
+    promise(listed.direction == rule.direction, "the direction is the same");
+    promise(listed.expressible == rule.expressible && listed.terminal == rule.terminal, "and what follows from them");
+}
+
+/* Nor does a raw name count: the input as the words of a rule, none a string, the counters before its last -j. */
+static void counts(const uint8_t *data, size_t size) {
+    static char out[4096];
+    struct rule rule;
+    const char *words = (const char *)data, *jump = NULL;
+    size_t len = strnlen(words, size < 1000 ? size : 1000);
+    if (memchr(words, '"', len) || memchr(words, '\n', len)) return;
+    for (const char *p = words; (p = memmem(p, len - (size_t)(p - words), " -j ", 4)); p++) jump = p;
+    size_t before = jump ? (size_t)(jump - words) : len;
+    char *end = put(mempcpy(put(out, "-N prometheus\n-A prometheus "), words, before), " -c 1 2");
+    end = put(mempcpy(end, words + before, len - before), "\n");
+    feed(NULL, out, end);
+    promise(ruleset_next(&rs, &rule) != ITEM_RULE || (rule.packets == 1 && rule.bytes == 2),
+            "the counters are those of the rule");
+}
+
+static void read_output(const char *table, const uint8_t *data, size_t size) {
     size_t len, nchains = 1;
     char *copy = stretched(data, size, RULE_LINE_MAX + 2 * READ_SIZE, &len);
     struct text in = {copy, len};
     while (nchains < sizeof chains / sizeof *chains && memmem(copy, len, chains[nchains].at, chains[nchains].len))
         nchains++;
-    uint64_t whole = read_all(in, "filter", nchains, 0), seed = mix(1, data, size) | 1;
-    for (int i = 0; i < 2; i++)
-        promise(read_all(in, "filter", nchains, seed + (uint64_t)i * 2) == whole, "whole or in parts");
+    uint64_t whole = read_all(in, table, nchains, 0), seed = mix(1, data, size) | 1;
+    for (int i = 0; i < 2; i++) promise(read_all(in, table, nchains, seed + (uint64_t)i * 2) == whole, "whole or in parts");
     free(copy);
-    said_back(data, size);
+    said_back(table, data, size);
+}
+
+void ruleset(const uint8_t *data, size_t size) { read_output("filter", data, size); }
+
+void list(const uint8_t *data, size_t size) {
+    read_output(NULL, data, size);
+    both_say(data, size);
+    counts(data, size);
 }
 
 #ifdef FUZZ
@@ -341,10 +470,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
 int main(int argc, char **argv) {
     static uint8_t data[1024 * 1024];
     FILE *file = argc == 3 ? fopen(argv[2], "rb") : NULL;
-    if (!file) return fprintf(stderr, "usage: t/fuzz request|ruleset FILE\n"), 2;
+    if (!file) return fprintf(stderr, "usage: t/fuzz request|ruleset|list FILE\n"), 2;
     size_t size = fread(data, 1, sizeof data, file);
     fclose(file);
-    (strcmp(argv[1], "request") == 0 ? request : ruleset)(data, size);
+    (strcmp(argv[1], "request") == 0 ? request : strcmp(argv[1], "list") == 0 ? list : ruleset)(data, size);
     return 0;
 }
 #endif

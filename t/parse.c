@@ -68,6 +68,89 @@ static const struct {
     {"HTTP/0.9 by its number", "GET / HTTP/0.9\r\n\r\n", "505"},
 };
 
+/* ---- Accept: "PRECISION:QUALITY of openmetrics, of text, the one that is sent" ---- */
+
+#define OM "application/openmetrics-text"
+#define PROTO "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited"
+static const struct {
+    const char *name, *headers, *expected;
+} accepts[] = {
+    {"no Accept", "A: " OM ";version=1.0.0\r\n", "0:0 0:0 text"},
+    {"Prometheus 2.42",
+     "Accept: " OM ";version=1.0.0," OM ";version=0.0.1;q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1\r\n", "4:1000 4:500 openmetrics"},
+    {"Prometheus 2.49 and native histograms",
+     "Accept: " PROTO ";q=0.5," OM ";version=1.0.0;q=0.4," OM ";version=0.0.1;q=0.3,text/plain;version=0.0.4;q=0.2,*/*;q=0.1\r\n",
+     "4:400 4:200 openmetrics"},
+    {"Prometheus 3",
+     "Accept: " OM ";version=1.0.0;escaping=allow-utf-8;q=0.6," OM ";version=0.0.1;q=0.5,"
+     "text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2\r\n", "4:600 4:300 openmetrics"},
+    {"Prometheus 3 and native histograms",
+     "Accept: " PROTO ";escaping=allow-utf-8;q=0.7," OM ";version=1.0.0;escaping=allow-utf-8;q=0.6," OM ";version=0.0.1;q=0.5,"
+     "text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2\r\n", "4:600 4:300 openmetrics"},
+    {"Prometheus 3, text first",
+     "Accept: text/plain;version=0.0.4;q=0.6," OM ";version=1.0.0;escaping=underscores;q=0.5,*/*;q=0.2\r\n", "4:500 4:600 text"},
+    {"protobuf or text", "Accept: " PROTO ";q=0.7,text/plain;version=0.0.4;q=0.3\r\n", "0:0 4:300 text"},
+    {"0.0.1 only", "Accept: " OM "; version=0.0.1,text/plain;version=0.0.4;q=0.5,*/*;q=0.1\r\n", "1:100 4:500 text"},
+    {"0.0.1 only, and nothing else will do", "Accept: " OM "; version=0.0.1;q=0.9,text/plain;version=0.0.4;q=0.5\r\n", "0:0 4:500 text"},
+    {"0.0.1 alone", "Accept: " OM ";version=0.0.1\r\n", "0:0 0:0 text"},
+    {"any version of each", "Accept: " OM ",text/plain;q=0.9\r\n", "3:1000 3:900 openmetrics"},
+    {"as good as each other", "Accept: " OM ";version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.5\r\n", "4:500 4:500 text"},
+    {"the version wins over any version", "Accept: text/plain;q=0.9,text/plain;version=0.0.4;q=0.1,text/*\r\n", "0:0 4:100 text"},
+    {"the best of two like ones", "Accept: text/plain;q=0.3,text/plain;q=0.5,text/plain;q=0.4\r\n", "0:0 3:500 text"},
+    {"curl", "Accept: */*\r\n", "1:1000 1:1000 text"},
+    {"Firefox", "Accept: text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8\r\n", "1:800 1:800 text"},
+    {"Chromium",
+     "Accept: text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,image/apng,*/*;q=0.8,"
+     "application/signed-exchange;v=b3;q=0.7\r\n", "1:800 1:800 text"},
+    {"neither", "Accept: image/png, text/html\r\n", "0:0 0:0 text"},
+    {"a type that is not sent, and text", "Accept: text/html,text/plain;q=0.9\r\n", "0:0 3:900 text"},
+    {"all of one sort", "Accept: application/*;q=0.8, text/*;q=0.7\r\n", "2:800 2:700 openmetrics"},
+    {"all but text", "Accept: */*, text/*;q=0\r\n", "1:1000 2:0 openmetrics"},
+    {"neither, by q=0", "Accept: " OM ";q=0,text/plain;q=0.000\r\n", "3:0 3:0 text"},
+    {"nothing at all, by q=0", "Accept: *;q=0, */*;q=0\r\n", "1:0 1:0 text"},
+    {"three digits", "Accept: " OM ";q=0.123,text/plain;q=0.122\r\n", "3:123 3:122 openmetrics"},
+    {"digits that may be missing", "Accept: " OM ";q=0.,text/plain;q=1.\r\n", "3:0 3:1000 text"},
+    {"q=1.000", "Accept: " OM ";q=1.000,text/plain;q=1.00\r\n", "3:1000 3:1000 text"},
+    {"a range with a bad q is no range",
+     "Accept: " OM ";q=1.001, " OM ";q=2, " OM ";q=-1, " OM ";q=0.1234, " OM ";q=, " OM ";q=.5, " OM ";q=00, " OM
+     ";q=0.x, " OM ";q=x, " OM ";q=1e0, text/plain;q=0.1\r\n", "0:0 3:100 text"},
+    {"a q without a value says nothing", "Accept: text/plain;q\r\n", "0:0 3:1000 text"},
+    {"a bad q on any type leaves what the type says", "Accept: */*;q=7, text/plain;q=0.5\r\n", "0:0 3:500 text"},
+    {"quoted values", "Accept: " OM ";version=\"1.0.0\";q=\"0.9\",text/plain;version=\"0.0.4\";q=0.8\r\n", "4:900 4:800 openmetrics"},
+    {"separators in quotes",
+     "Accept: a/b;c=\",text/plain;q=0.9,\\\",\";q=0.1, " OM ";d=\";q=0.2,\";q=0.3\r\n", "3:300 0:0 openmetrics"},
+    {"quotes that are empty", "Accept: text/plain;charset=\"\";version=\"\", " OM ";version=\"\r\n", "0:0 0:0 text"},
+    {"several lines", "Accept: " OM ";version=1.0.0;q=0.3\r\nHost: a\r\nACCEPT: text/plain;q=0.4\r\naccept: */*\r\n", "4:300 3:400 text"},
+    {"blanks everywhere",
+     "Accept:\t " OM " \t;\t version=1.0.0 ; q=0.9\t , \ttext/plain ;\tversion=0.0.4\t; q=0.8 \t\r\n", "4:900 4:800 openmetrics"},
+    {"upper case", "ACCEPT: APPLICATION/OPENMETRICS-TEXT;VERSION=1.0.0;Q=0.9,Text/Plain;Version=0.0.4;Q=0.8\r\n", "4:900 4:800 openmetrics"},
+    {"empty elements", "Accept: ,, ,\t,text/plain;;q=0.5; ;,,\r\n", "0:0 3:500 text"},
+    {"only empty elements", "Accept:\r\nAccept: ,\r\nAccept: ;,;q=1\r\n", "0:0 0:0 text"},
+    {"a lone quote", "Accept: \"\r\n", "0:0 0:0 text"},
+    {"a lone quote hides what is behind it", "Accept: text/plain;q=0.5;x=\",*/*, " OM "\r\n", "0:0 3:500 text"},
+    {"a backslash at the end", "Accept: text/plain;x=\"\\\r\n", "0:0 3:1000 text"},
+    {"a backslash outside of quotes", "Accept: a\\,text/plain\r\n", "0:0 3:1000 text"},
+    {"a version of another type", "Accept: text/plain;version=1.0.0," OM ";version=0.0.4\r\n", "0:0 0:0 text"},
+    {"a version and another", "Accept: text/plain;version=0.0.4;version=0.0.5,text/plain;version=0.0.5;version=0.0.4\r\n", "0:0 0:0 text"},
+    {"a version of whatever", "Accept: */*;version=0.0.4,text/*;version=0.0.4\r\n", "0:0 0:0 text"},
+    {"other parameters", "Accept: text/plain;charset=utf-8;version=0.0.4;q=0.5;level=1\r\n", "0:0 4:500 text"},
+    {"names that begin like those", "Accept: text/plainer,text/plai,text/,/*,*/,*," OM "s;version=1.0.0\r\n", "0:0 0:0 text"},
+    {"bytes beyond ASCII", "Accept: text/plain;x=\xff\xc3,\xe9/*\r\n", "0:0 3:1000 text"},
+};
+
+static void test_accept(const char *name, const char *headers, const char *expected) {
+    struct request req;
+    char got[100], request[1000];
+    int len = snprintf(request, sizeof request, "GET /metrics HTTP/1.0\r\n%s\r\nAccept: " OM ", text/plain\r\n\r\n", headers);
+    char *copy = malloc((size_t)len); /* of the exact size, for the sanitizers */
+    memcpy(copy, request, (size_t)len);
+    int status = request_parse(copy, (size_t)len, &req);
+    snprintf(got, sizeof got, "%d:%d %d:%d %s", req.openmetrics.precision, req.openmetrics.quality, req.text.precision,
+             req.text.quality, req.openmetrics.quality > req.text.quality ? "openmetrics" : "text");
+    is(status == 200 ? got : "no 200", expected, name);
+    free(copy);
+}
+
 static void test_request(const char *name, const char *bytes, size_t len, const char *expected) {
     struct request req;
     char got[200], *copy = malloc(len + 1); /* of the exact size, for the sanitizers */
@@ -157,11 +240,15 @@ static const struct {
 static struct ruleset rs;
 static const struct text chains[] = {TEXT("prometheus"), TEXT("a\"]b")};
 
-/* Everything that is read of output, given in pieces of at most `step` bytes, as one string. */
-static void read_all(const char *output, size_t len, size_t step, char *got, size_t size) {
-    size_t at = 0, room, used = 0;
+static char got[4000];
+
+static size_t count_chains(const char *output) { return strstr(output, "a\"]b") ? 2 : 1; }
+
+/* Everything that is read of output, given in pieces of at most `step` bytes, as one string into got. table NULL: of lists. */
+static void read_all(const char *table, size_t nchains, const char *output, size_t len, size_t step) {
+    size_t at = 0, room, used = 0, size = sizeof got;
     struct rule r;
-    ruleset_begin(&rs, "filter", chains, strstr(output, "a\"]b") ? 2 : 1);
+    ruleset_begin(&rs, table, chains, nchains);
     got[0] = '\0';
     for (;;) {
         enum item item = ruleset_next(&rs, &r);
@@ -194,20 +281,35 @@ static void read_all(const char *output, size_t len, size_t step, char *got, siz
     }
 }
 
+/* An output, whole and in pieces. */
+static void test_output(const char *table, const char *name, const char *output, const char *expected) {
+    char title[300];
+    size_t len = strlen(output), nchains = count_chains(output);
+    read_all(table, nchains, output, len, len + 1);
+    snprintf(title, sizeof title, "%s%s", table ? "" : "a list: ", name);
+    is(got, expected, title);
+    for (size_t step = 1; step < 8; step++) {
+        read_all(table, nchains, output, len, step);
+        if (strcmp(got, expected) != 0) break;
+    }
+    /* (Of a line that is not understood, as much is quoted as is there.) */
+    snprintf(title, sizeof title, "... the same in pieces of 1 to 7 bytes: %s%s", table ? "" : "a list: ", name);
+    if (strncmp(rs.error, "quotes not", 10) != 0) is(got, expected, title);
+}
+
+/* A rule as iptables-save prints it, and the same in a list, where the counters stand before the target. */
 static void test_rule(const char *name, const char *words, const char *expected) {
-    char output[2000], got[2000], want[2000], whole[300];
-    int len = snprintf(output, sizeof output, "# Generated by x\n*filter\n:prometheus - [0:0]\n[1:2] -A prometheus%s\n"
-                                              "[3:4] -A prometheus -p udp\nCOMMIT\n", words);
+    char output[2000], want[2000];
     int kind = (int)strcspn(expected, " ");
     snprintf(want, sizeof want, "%.*s 1:2 %s seed~ 3:4 - none udp - |-p udp||| end", kind, expected, expected + kind + 1);
-    read_all(output, (size_t)len, (size_t)len, got, sizeof got);
-    is(got, want, name);
-    for (size_t step = 1; step < 8; step++) {
-        read_all(output, (size_t)len, step, got, sizeof got);
-        if (strcmp(got, want) != 0) break;
-    }
-    snprintf(whole, sizeof whole, "... the same in pieces of 1 to 7 bytes: %s", name);
-    is(got, want, whole);
+    snprintf(output, sizeof output, "# Generated by x\n*filter\n:prometheus - [0:0]\n[1:2] -A prometheus%s\n"
+                                    "[3:4] -A prometheus -p udp\nCOMMIT\n", words);
+    test_output("filter", name, output, want);
+    const char *target = strchr(strchr(expected, '|') + 1, '|') + 1;
+    int before = (int)strlen(words) - (int)strcspn(target, "|");
+    snprintf(output, sizeof output, "-N prometheus\n-A prometheus%.*s%s-c 1 2%s%s\n-A prometheus -p udp -c 3 4\n", before, words,
+             before > 0 && words[before - 1] == ' ' ? "" : " ", *target == '|' ? "" : " ", words + before);
+    test_output(NULL, name, output, want);
 }
 
 /* ---- whole outputs ---- */
@@ -242,26 +344,153 @@ static const struct {
     {"a table twice", "*filter\n:prometheus - [0:0]\nCOMMIT\n*filter\nCOMMIT\n", "the table comes twice: *filter"},
     {"the tail of a raw name with a newline", HEAD ":prometheus - [0:0]\n[0:0] -A prometheus --match-set x\n[9:9] -A prometheus src\nCOMMIT\n",
      "rule~ 0:0 |--match-set x||| rule not understood: [9:9] -A prometheus src"},
+    {"what counters look like in a list", HEAD ":prometheus - [0:0]\n[1:2] -A prometheus -i a -c 9 9 -j IDLETIMER --timeout 5 --label a -c 9 9\nCOMMIT\n",
+     "rule~ 1:2 |-i a -c 9 9|-j IDLETIMER --timeout 5 --label a -c 9 9|| end"},
     {"a policy without counters", "*filter\n:prometheus ACCEPT\nCOMMIT\n", "chain not understood: :prometheus ACCEPT"},
     {"garbage", "hello\n", "unexpected line: hello"},
 };
 
+/* ---- lists ---- */
+
+#define NEW "-N prometheus\n"
+static const struct {
+    const char *name, *output, *expected;
+} lists[] = {
+    {"an empty chain", NEW, "end"},
+    {"everything", NEW "-A prometheus -c 1 2\n", "rule~ 1:2 |||| end"},
+    {"two blanks in a row", NEW "-A prometheus  -p tcp  -c 1 2 \n-A prometheus -p udp  -c 3 4  -j  DROP \n",
+     "seed~ 1:2 - none tcp - |-p tcp||| seed 3:4 - none udp - |-p udp|-j DROP|| end"},
+    {"a built-in chain", "-P prometheus DROP -c 5 6\n-A prometheus -p tcp -c 1 2 -j ACCEPT\n",
+     "policy 5:6 ||DROP|| seed 1:2 - none tcp - |-p tcp|-j ACCEPT|| end"},
+    {"a built-in chain that is empty", "-P prometheus ACCEPT -c 18446744073709551615 0\n", "policy 18446744073709551615:0 ||ACCEPT|| end"},
+    {"2^64-1", NEW "-A prometheus -c 18446744073709551615 18446744073709551615 -j DROP\n",
+     "rule 18446744073709551615:18446744073709551615 ||-j DROP|| end"},
+    {"2^64 packets", NEW "-A prometheus -p tcp -c 18446744073709551616 0 -j DROP\n", "a counter of 2^64 or more: -p tcp"},
+    {"2^64 bytes", NEW "-A prometheus -p tcp -c 0 18446744073709551616\n", "a counter of 2^64 or more: -p tcp"},
+    {"2^64 of a policy", "-P prometheus DROP -c 0 18446744073709551616\n",
+     "chain not understood: -P prometheus DROP -c 0 18446744073709551616"},
+    {"no counters", NEW "-A prometheus -p tcp -j RETURN\n", "counters not understood: -p tcp"},
+    {"nothing at all", NEW "-A prometheus\n", "counters not understood: "},
+    {"one counter", NEW "-A prometheus -p tcp -c 1 -j RETURN\n", "counters not understood: -p tcp -c 1"},
+    {"one counter at the end", NEW "-A prometheus -p tcp -c 1\n", "counters not understood: -p tcp -c 1"},
+    {"no number", NEW "-A prometheus -c\n", "counters not understood: -c"},
+    {"three numbers", NEW "-A prometheus -c 1 2 3 -j RETURN\n", "counters not understood: -c 1 2 3"},
+    {"a negative number", NEW "-A prometheus -c 1 -2\n", "counters not understood: -c 1 -2"},
+    {"a number with a tail", NEW "-A prometheus -c 1 2x -j RETURN\n", "counters not understood: -c 1 2x"},
+    {"counters behind the target", NEW "-A prometheus -p tcp -j RETURN -c 1 2\n", "counters not understood: -p tcp"},
+    {"counters in a comment", NEW "-A prometheus -m comment --comment \"-c 9 9 -j x\" -c 1 2 -j DROP\n", "rule 1:2 ||-j DROP|-c 9 9 -j x| end"},
+    {"counters in a comment alone", NEW "-A prometheus -p tcp -m comment --comment \"-c 9 9\" -j DROP\n", "counters not understood: -p tcp"},
+    {"counters in a string", NEW "-A prometheus -m string --string \" -c 9 9 -j x\" --algo bm -c 1 2 -j LOG --log-prefix \" -c 8 8\"\n",
+     "rule~ 1:2 |-m string --string \" -c 9 9 -j x\" --algo bm|-j LOG --log-prefix \" -c 8 8\"|| end"},
+    {"a comment -c", NEW "-A prometheus -m comment --comment -c -c 1 2\n", "rule~ 1:2 |||-c| end"},
+    {"an interface -c", NEW "-A prometheus -i -c -p tcp -c 1 2 -j DROP\n", "rule 1:2 |-i -c -p tcp|-j DROP|| end"},
+    {"an interface -c and no other match", NEW "-A prometheus -o -c -c 1 2\n", "rule~ 1:2 |-o -c||| end"},
+    {"an interface like counters", NEW "-A prometheus -i -c 9 9 -c 1 2 -j DROP\n", "rule 1:2 |-i -c 9 9|-j DROP|| end"},
+    {"an interface that ends like counters", NEW "-A prometheus -i a -c 9 9 -c 1 2\n", "rule~ 1:2 |-i a -c 9 9||| end"},
+    {"a set -c", NEW "-A prometheus -m set --match-set -c src -c 1 2\n", "rule~ 1:2 |-m set --match-set -c src||| end"},
+    {"an interface like counters and a target", NEW "-A prometheus -i a -c 9 9 -j x -p tcp -c 1 2 -j DROP\n", "counters not understood: -i a"},
+    {"... without a target", NEW "-A prometheus -i a -c 9 9 -j x -p tcp -c 1 2\n", "counters not understood: -i a"},
+    {"a label like counters", NEW "-A prometheus -p tcp -c 1 2 -j IDLETIMER --timeout 5 --label a -c 9 9\n", "counters not understood: -p tcp"},
+    {"a comment like a rule", NEW "-A prometheus -m comment --comment \"x\n-A prometheus -c 1 2\" -c 3 4 -j DROP\n",
+     "rule 3:4 ||-j DROP|x\n-A prometheus -c 1 2| end"},
+    {"a comment like chains", NEW "-A prometheus -m comment --comment \"x\n-N x\n-P y ACCEPT -c 1 2\n\" -c 3 4\n",
+     "rule~ 3:4 |||x\n-N x\n-P y ACCEPT -c 1 2\n| end"},
+    {"a comment like the chain that is missing", NEW "-A prometheus -m comment --comment \"\n-N a\\\"]b\n\" -c 3 4\n-N a\"]b\n",
+     "rule~ 3:4 |||\n-N a\"]b\n| end"},
+    {"a comment like the chain, which is not there", "-N a\"]b\n-A a\"]b -m comment --comment \"\n-N prometheus\n\" -c 3 4\n",
+     "rule~ 3:4 |||\n-N prometheus\n| no chain prometheus"},
+    {"the tail of a raw name with a newline", NEW "-A prometheus -m set --match-set x\n-A prometheus src -c 1 2\n",
+     "counters not understood: -m set --match-set x"},
+    {"the same, made up better", NEW "-A prometheus -m set --match-set x -c 1 2\n-A prometheus src -c 1 2\n",
+     "rule~ 1:2 |-m set --match-set x||| rule not understood: -A prometheus src -c 1 2"},
+    {"a chain not asked for", "-N x\n" NEW, "chain not understood: -N x"},
+    {"a built-in chain not asked for", NEW "-P x ACCEPT -c 1 2\n", "chain not understood: -P x ACCEPT -c 1 2"},
+    {"a rule of a chain not asked for", NEW "-A x -c 1 2\n", "rule not understood: -A x -c 1 2"},
+    {"a name that begins like the chain's", "-N prometheus2\n", "chain not understood: -N prometheus2"},
+    {"nothing", "", "no chain prometheus"},
+    {"rules without their chain", "-A prometheus -c 1 2\n", "rule~ 1:2 |||| no chain prometheus"},
+    {"two chains", NEW "-A prometheus -c 1 2\n-N a\"]b\n-A a\"]b -p tcp -c 3 4\n", "rule~ 1:2 |||| seed~ 3:4 - none tcp - |-p tcp||| end"},
+    {"two chains, the last first", "-N a\"]b\n-A a\"]b -p tcp -c 3 4\n-P prometheus DROP -c 1 2\n",
+     "seed~ 3:4 - none tcp - |-p tcp||| policy 1:2 ||DROP|| end"},
+    {"one of two chains", "-N a\"]b\n-A a\"]b -p tcp -c 3 4\n", "seed~ 3:4 - none tcp - |-p tcp||| no chain prometheus"},
+    {"a chain twice", NEW "-A prometheus -c 1 2\n" NEW, "rule~ 1:2 |||| chain not understood: -N prometheus"},
+    {"a chain of both sorts", NEW "-P prometheus DROP -c 1 2\n", "chain not understood: -P prometheus DROP -c 1 2"},
+    {"a policy without counters", "-P prometheus DROP\n", "chain not understood: -P prometheus DROP"},
+    {"a policy with one", "-P prometheus DROP -c 1\n", "chain not understood: -P prometheus DROP -c 1"},
+    {"a policy with three", "-P prometheus DROP -c 1 2 3\n", "chain not understood: -P prometheus DROP -c 1 2 3"},
+    {"a policy with brackets", "-P prometheus DROP [1:2]\n", "chain not understood: -P prometheus DROP [1:2]"},
+    {"a policy and no name of it", "-P prometheus\n", "chain not understood: -P prometheus"},
+    {"a user's chain with a policy", "-N prometheus DROP -c 1 2\n", "chain not understood: -N prometheus DROP -c 1 2"},
+    {"a user's chain with counters", "-N prometheus -c 1 2\n", "chain not understood: -N prometheus -c 1 2"},
+    {"a remark", "# Warning: iptables-legacy tables present, use iptables-legacy to see them\n" NEW "-A prometheus -c 1 2\n",
+     "rule~ 1:2 |||| end"},
+    {"a remark behind", NEW "# Warning\n\n", "end"},
+    {"the table is native", "# Table `filter' is incompatible, use 'nft' tool.\n", "# Table `filter' is incompatible, use 'nft' tool."},
+    {"the second chain is native", NEW "# chain is incompatible\n-N a\"]b\n", "end"},
+    {"a remark without its end", NEW "# Warn", "the output ends inside a line: # Warn"},
+    {"no end of the line", "-N prometheus", "the output ends inside a line: -N prometheus"},
+    {"cut in a comment", NEW "-A prometheus -m comment --comment \"x\n-c 1 2\n", "the output ends inside a line: -A prometheus -m comment --comment \"x\n-c 1 2\n"},
+    {"a quote closed in a word", NEW "-A prometheus -m comment --comment \"a\"b -c 1 2\n",
+     "quotes not understood: -A prometheus -m comment --comment \"a\"b -c 1 2\n"},
+    {"a rule as iptables-save prints it", NEW "[1:2] -A prometheus\n", "unexpected line: [1:2] -A prometheus"},
+    {"a table", "*filter\n" NEW, "unexpected line: *filter"},
+    {"a COMMIT", NEW "COMMIT\n", "unexpected line: COMMIT"},
+    {"another command", NEW "-X prometheus\n", "unexpected line: -X prometheus"},
+    {"no name", "-N \n", "unexpected line: -N "},
+    {"no name of a rule's chain", NEW "-A  -c 1 2\n", "rule not understood: -A  -c 1 2"},
+    {"a command alone", "-N\n", "unexpected line: -N"},
+    {"garbage", "hello\n", "unexpected line: hello"},
+};
+
+#define COMMENT "-m comment --comment \"x\n-N a\\\"]b\n-A prometheus -c 1 2\n\""
+static const char *const table_pieces[] = {HEAD ":prometheus - [0:0]\n:a\"]b ACCEPT [3:4]\n[1:2] -A prometheus " COMMENT " -j DROP\n"
+                                                "[18446744073709551615:0] -A a\"]b -i \"x -p tcp\n", "COMMIT", "\n", NULL};
+static const char *const list_pieces[] = {NEW, "-A prometheus " COMMENT " -c 10 20 -j DROP\n", "-A prometheus -c 30 40\n",
+                                          "-P a\"]b ACCEPT -c 50 60\n", "-A a\"]b -i \"x -p tcp -c 1 18446744073709551615\n",
+                                          "-A a\"]b " COMMENT " -c 3 4\n", "-A a\"]b -c 3 4 -j LOG --log-prefix \"a\nb \"\n", NULL};
+
+/* An output that is cut is not taken for the whole. A table has its COMMIT for that. A list has nothing there: one that ends
+ * behind a line, after the beginning of the last chain, may be all there is (the status of iptables must tell), any other not. */
+static void test_cuts(const char *table, const char *name, const char *const *pieces, size_t enough) {
+    static char output[1000], whole[sizeof got];
+    bool may_end[sizeof output] = {false};
+    size_t len = 0, wrong = sizeof output;
+    for (size_t i = 0; pieces[i]; i++) {
+        memcpy(output + len, pieces[i], strlen(pieces[i]) + 1);
+        len += strlen(pieces[i]);
+        may_end[len] = i + 1 >= enough;
+    }
+    read_all(table, 2, output, len, len);
+    memcpy(whole, got, sizeof got);
+    for (size_t n = 0; n <= len && wrong > len; n++) {
+        read_all(table, 2, output, n, 1 + n % 7);
+        size_t used = strlen(got);
+        bool end = used >= 3 && strcmp(got + used - 3, "end") == 0;
+        if (end != may_end[n] || (end && strncmp(got, whole, used - 3) != 0)) wrong = n;
+    }
+    ok(wrong > len, name, wrong <= len ? output + wrong : "", "(what is cut off here)");
+}
+
 int main(void) {
-    char got[4000];
     for (size_t i = 0; i < sizeof requests / sizeof *requests; i++)
         test_request(requests[i].name, requests[i].request, strlen(requests[i].request), requests[i].expected);
+    for (size_t i = 0; i < sizeof accepts / sizeof *accepts; i++)
+        test_accept(accepts[i].name, accepts[i].headers, accepts[i].expected);
     test_limits();
     for (size_t i = 0; i < sizeof rules / sizeof *rules; i++) test_rule(rules[i].name, rules[i].words, rules[i].expected);
-    for (size_t i = 0; i < sizeof outputs / sizeof *outputs; i++) {
-        read_all(outputs[i].output, strlen(outputs[i].output), 4096, got, sizeof got);
-        is(got, outputs[i].expected, outputs[i].name);
-    }
+    for (size_t i = 0; i < sizeof outputs / sizeof *outputs; i++)
+        test_output("filter", outputs[i].name, outputs[i].output, outputs[i].expected);
+    for (size_t i = 0; i < sizeof lists / sizeof *lists; i++)
+        test_output(NULL, lists[i].name, lists[i].output, lists[i].expected);
+    test_output("filter", "a list is no table", NEW "-A prometheus -c 1 2\n", "unexpected line: -N prometheus");
+    test_cuts("filter", "no part of a table is taken for it", table_pieces, 2);
+    test_cuts(NULL, "no part of a list is taken for it but whole lines", list_pieces, 4);
     static char line[RULE_LINE_MAX + 1001];
     int n = snprintf(line, sizeof line, HEAD ":prometheus - [0:0]\n[1:2] -A prometheus ");
     memset(line + n, 'x', sizeof line - 1 - (size_t)n);
-    read_all(line, sizeof line - 1, sizeof line, got, sizeof got);
+    read_all("filter", 1, line, sizeof line - 1, sizeof line);
     ok(strncmp(got, "a line without end: [1:2]", 25) == 0, "a line without end is an error, not memory", got, "a line without end");
-    read_all(HEAD "COMMIT\n", strlen(HEAD "COMMIT\n"), 4096, got, sizeof got);
+    read_all("filter", 1, HEAD "COMMIT\n", strlen(HEAD "COMMIT\n"), 4096);
     is(rs.nft ? "nft" : "legacy", "nft", "the header names the backend");
     is(rs.missing.len ? rs.missing.at : "", "prometheus", "a missing chain is named");
     printf("1..%d\n", tests);
