@@ -782,18 +782,35 @@ static void put_command(struct buffer *b, const struct config *cfg, const struct
     put(b, "", 1);
 }
 
+/* How to make the chain and send packets through it. */
+static void advise_chain(struct buffer *reason, const struct config *cfg, const char *tables, const char *said,
+                         struct text missing) {
+    putf(reason, "; make the chain with `%s -t %s -N ", tables, cfg->table);
+    put_word(reason, missing);
+    putf(reason, "` and send packets there: `%s -t %s -I %s ! -i lo -j ", tables, cfg->table,
+         strcmp(cfg->table, "raw") == 0 ? "PREROUTING" : "INPUT");
+    put_word(reason, missing);
+    puts_to(reason, "`, and the same with `OUTPUT ! -o lo`");
+    if (strstr(said, "is incompatible"))
+        puts_to(reason, "; if it is there, it holds native nft rules, which iptables does not list");
+    if (strstr(said, "legacy tables present"))
+        puts_to(reason, "; there are legacy tables too, perhaps empty: if the chain is in one, use -variant legacy");
+    else if (!cfg->variant)
+        puts_to(reason, "; if it is in the other backend, use -variant nft or -variant legacy");
+}
+
 /* Why the run was no success, and what to do about it, into f->reason. */
 static void explain(const struct config *cfg, struct family *f, const char *command, const struct run *run,
                     const struct ruleset *rs) {
     struct buffer reason = {.data = f->reason, .size = sizeof f->reason - 1};
-    const char *cut = run->said_len > SAID_MAX - 2 ? strchr(run->said, '\n') : NULL, *said = cut ? cut + 1 : run->said,
-               *save = strstr(command, "ip"); /* behind sudo */
+    const char *cut = run->said_len > SAID_MAX - 2 ? strchr(run->said, '\n') : NULL, *said = cut ? cut + 1 : run->said;
+    const size_t shown = strlen(command) < SAID_MAX ? strlen(command) : SAID_MAX; /* so that the rest has room */
     char tables[32];
     bool sudo = strncmp(command, "sudo", 4) == 0, denied = strstr(said, "ermi") || strstr(said, "must be root");
     bool missing = rs->missing.len > 0 && (run->status == 0 || strstr(said, "No chain") || strstr(said, "is incompatible"));
     name_tables(tables, sizeof tables, cfg, f);
     memset(f->reason, 0, sizeof f->reason);
-    putf(&reason, "`%s` ", command);
+    putf(&reason, "`%.*s%s` ", (int)shown, command, command[shown] ? " ..." : "");
     if (run->timed_out)
         putf(&reason, "did not end in time%s (-timeout, or the scraper's own)",
              sudo ? "; what sudo started is root's and cannot be killed" : " and was killed");
@@ -804,22 +821,16 @@ static void explain(const struct config *cfg, struct family *f, const char *comm
     if (*said) putf(&reason, "; it said: %s", said);
     if (run->timed_out) return;
     if (missing) {
-        putf(&reason, "; make the chain with `%s -t %s -N %s` and send packets there: `%s -t %s -I %s ! -i lo -j %s`, ",
-             tables, cfg->table, rs->missing.at, tables, cfg->table,
-             strcmp(cfg->table, "raw") == 0 ? "PREROUTING" : "INPUT", rs->missing.at);
-        puts_to(&reason, "and the same with `OUTPUT ! -o lo`");
-        if (strstr(said, "is incompatible"))
-            puts_to(&reason, "; if it is there, it holds native nft rules, which iptables does not list");
-        if (strstr(said, "legacy tables present"))
-            puts_to(&reason, "; there are legacy tables too, perhaps empty: if the chain is in one, use -variant legacy");
-        else if (!cfg->variant)
-            puts_to(&reason, "; if it is in the other backend, use -variant nft or -variant legacy");
+        advise_chain(&reason, cfg, tables, said, rs->missing);
     } else if (sudo) {
-        putf(
-            &reason,
-            "; nfprom has no CAP_NET_ADMIN: give it that capability, ambient (systemd: AmbientCapabilities=CAP_NET_ADMIN; README, Others: setpriv)"
-            " or this line in sudoers: USER ALL=(root) NOPASSWD: /usr/sbin/%.*s",
-            (int)strcspn(save, "&"), save);
+        puts_to(&reason,
+                "; nfprom has no CAP_NET_ADMIN: give it that capability, ambient (systemd: "
+                "AmbientCapabilities=CAP_NET_ADMIN; README, Others: setpriv), or a line in sudoers (README, Rights)");
+        if (cfg->nchains == 1 && !strchr(command, '\''))
+            putf(&reason, ": USER ALL=(root) NOPASSWD: /usr/sbin/%s", command + strlen("sudo -n "));
+    } else if (strstr(said, "lock file")) {
+        puts_to(&reason,
+                "; the legacy backend needs CAP_NET_ADMIN, CAP_NET_RAW and, with -list, CAP_DAC_READ_SEARCH for its lock");
     } else if (denied && run->status != 126) {
         puts_to(&reason, "; it needs CAP_NET_ADMIN, for the legacy backend CAP_NET_RAW too");
     } else if (run->status == 127) {

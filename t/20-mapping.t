@@ -1,6 +1,7 @@
 #!/usr/bin/perl
 
-# From rules to series: what iptables-save prints on the left, what Prometheus gets on the right.
+# From rules to series: what iptables-save prints on the left, what Prometheus gets on the right. With -list, where iptables
+# prints the same in its own words, Prometheus gets the same.
 
 use strict;
 use warnings;
@@ -27,10 +28,25 @@ sub written {
     return $l2 . join ' ', map { $l{$_} eq '' ? '-' : $l{$_} } qw(address direction l3proto port);
 }
 
-# The exposition of what iptables-save prints; a test by itself if it is not in order.
+# All of an exposition but how long it took.
+sub timeless { my ($text) = @_; return $text =~ s/^nfprom_scrape_duration_seconds\K.*//mgr }
+
+# A test: with -list nfprom prints what it printed without; several chains in the order of the flags, not of the table.
+sub listed {
+    my ($promise, $r, @flags) = @_;
+    my $list = print_mode('-list', @flags);
+    my ($got, $expected) = map { "exit $_->{exit} $_->{err}\n" . timeless($_->{out}) } $list, $r;
+    ($got, $expected) = map { join "\n", sort split /\n/, $_ } $got, $expected if 1 < grep {/^--?chain/} @flags;
+    ok($got eq $expected, "... $promise: the same with -list") and return;
+    my ($i) = grep { substr($got, $_, 1) ne substr($expected, $_, 1) } 0 .. length $expected;
+    diag(map { '  ' . substr($_, $i < 200 ? 0 : $i - 200, 600) . "\n" } "got: $got", "expected: $expected");
+}
+
+# The exposition of what iptables-save prints; a test by itself if it is not in order. A test that -list makes the same of it.
 sub exposition {
     my ($promise, @flags) = @_;
     my $r = print_mode(@flags);
+    listed($promise, $r, @flags);
     my ($error, @series) = $r->{exit} eq '0' ? parse_metrics($r->{out}) : ("exit $r->{exit}: $r->{err}");
     $error ||= "standard error: $r->{err}" if $r->{err} ne '';
     if ($error) { fail($promise); diag($error) }
@@ -75,7 +91,9 @@ sub table { while (my ($promise, $rules, $expected) = splice @_, 0, 3) { maps($p
         '14380:18000000 -s 203.0.113.140/32 -p tcp -m tcp --sport 443',
     );
     fake(out => save(@rules, '[39000000:40000000000] -A prometheus -j RETURN'));
-    my $out = print_mode()->{out};
+    my $r   = print_mode();
+    my $out = $r->{out};
+    listed('the first nfprom\'s example', $r);
     for my $line (
         'nfprom_packets_total{address="203.0.113.140/32",direction="in",l2proto="ipv4",l3proto="tcp",port="22"} 242699',
         'nfprom_bytes_total{address="203.0.113.140/32",direction="in",l2proto="ipv4",l3proto="tcp",port="22"} 16223817',
@@ -354,9 +372,11 @@ for my $counters ('18446744073709551616:1', '1:18446744073709551616', '999999999
     fake(out => save("[1:1] -A prometheus -s 192.0.2.1/32", "[$counters] -A prometheus -i eth0"));
     my $r = print_mode();
     is("$r->{exit}|$r->{out}", '1|', "counters that are none fail, nothing is shown in their place: [$counters]");
+    $r = print_mode('-list');
+    is("$r->{exit}|$r->{out}", '1|', "... [$counters]: with -list, too");
 }
-fake(out => save('-A prometheus -s 192.0.2.1/32'));
-is(print_mode()->{exit}, 1, 'a rule without counters fails');
+fake(out => save('-A prometheus -s 192.0.2.1/32'), list => "-N prometheus\n-A prometheus -s 192.0.2.1/32\n");
+is(print_mode(@$_)->{exit}, 1, "a rule without counters fails (@$_)") for [], ['-list'];
 
 # ---- chains
 
@@ -397,7 +417,10 @@ for my $name ('"', '"x', 'x"', "'x", 'a]', '[0:0]', 'COMMIT', '#a', '*filter', '
     $series = exposition('a chain of one\'s own');
     is(scalar series($series, 'nfprom_policy_packets_total'), 0, 'a chain of one\'s own has no policy') if $series;
 
-    my $out = print_mode('-chain', 'prometheus', '-chain=INPUT', '--chain', 'OUTPUT')->{out};
+    my @three = ('-chain', 'prometheus', '-chain=INPUT', '--chain', 'OUTPUT');
+    my $r     = print_mode(@three);
+    my $out   = $r->{out};
+    listed('three chains', $r, @three);
     my $error;
     ($error, @$series) = parse_metrics($out);
     is($error, '', 'three chains: the same match in each is no duplicate');
@@ -442,7 +465,9 @@ for my $name ('"', '"x', 'x"', "'x", 'a]', '[0:0]', 'COMMIT', '#a', '*filter', '
 
 {
     fake(out => filter_table('-s 192.0.2.1/32 -m comment --comment "x" -j RETURN', '-i eth0', '-i eth0'));
-    my $out = print_mode('-chain', 'prometheus', '-chain', 'INPUT')->{out};
+    my $r   = print_mode('-chain', 'prometheus', '-chain', 'INPUT');
+    my $out = $r->{out};
+    listed('the form of it', $r, '-chain', 'prometheus', '-chain', 'INPUT');
     my ($error, @series) = parse_metrics($out);
     is($error, '', 'families in one piece, HELP and TYPE before each');
     my ($info) = series(\@series, 'nfprom_build_info');

@@ -35,6 +35,24 @@ sub saved_pairs {
     return [sort map { "$_->[0]:$_->[1]" } saved_rules(@of)];
 }
 
+# A test: with -list nfprom shows the same but for the time it took. The ruleset and its counters must be the same before and
+# after; several chains come in the order of the flags, not of the table.
+sub listed {
+    my ($what, $variant, $family, @more) = @_;
+    my ($table) = map { $more[$_] eq '-table' ? $more[ $_ + 1 ] : () } 0 .. $#more;
+    my @said;
+    my $quiet = patiently {
+        my $before = saved($family, $variant, $table) =~ s/^#.*//mgr;
+        @said = map { join ' ', run('', flags($variant, $family, '-print', @more, @$_)) } [], ['-list'];
+        $before eq saved($family, $variant, $table) =~ s/^#.*//mgr;
+    };
+    s/^nfprom_scrape_duration_seconds\K.*//mg for @said;
+    @said = map { join "\n", sort split /\n/, $_ } @said if 1 < grep { $_ eq '-chain' } @more;
+    ok($quiet && $said[0] eq $said[1], "$what: the same with -list") or diag("without: $said[0]\nwith -list: $said[1]");
+    like($said[1], qr/^nfprom_scrape_success\S* 1$/m, "$what: -list, a success");
+    return;
+}
+
 sub seed_series {
     my ($f, $address, $direction, $protocol, $port) = @_;
     return series_of(address => $address, direction => $direction, l2proto => $f->{l2proto},
@@ -96,6 +114,9 @@ for (@BOTH) {
     delete $_->{nfprom_scrape_duration_seconds} for $print, $e;
     is($status, 0, "$name: -print exits with 0");
     is_deeply($print, $e, "$name: -print prints what HTTP answers");
+    listed($name, $variant, $family);
+    listed("$name, -chain INPUT", $variant, $family, qw(-chain INPUT));
+    listed("$name, three chains", $variant, $family, map { ('-chain', $_) } qw(prometheus OUTPUT INPUT));
 
     # A built-in chain: the policy's counters stand in its head.
     my $head;
@@ -128,6 +149,7 @@ for (grep { "@$_" ne 'nft 6' } @BOTH) {    # ip6tables-nft-restore 1.8.9 leaves 
         is(join(':', map { $e->{"nfprom_${_}_total"}{$series} } qw(packets bytes)), "$numbers[$i]:$numbers[-1 - $i]",
             "$variant, IPv$family: [$numbers[$i]:$numbers[-1 - $i]] digit for digit");
     }
+    listed("$variant, IPv$family, counters to 2^64-1", $variant, $family);
     flush_all();
 }
 
@@ -158,6 +180,7 @@ for my $variant (qw(nft legacy)) {
     ) {
         like($body, qr/^\Q$line\E$/m, "$variant: dashboards made for the first version still find $line");
     }
+    listed("$variant, the example", $variant, 4);
     flush_all();
 }
 
@@ -263,6 +286,7 @@ for (@BOTH) {
     like($info{7005} || '', qr/^two\n\[1:1\] -A .*\nCOMMIT\n\*nat$/, "$name: newlines in a comment too");
     my @again = grep { /rule=-p tcp -m tcp --dport 7004/ } keys %{ $e->{nfprom_rule_packets_total} };
     is_deeply([sort map { /dup=(\d+)/ } @again], [2, 3], "$name: a rule that repeats a match is told by dup");
+    listed("$name, every shape of rule", $variant, $family);
     is(promtool_says($answer->{body}), '', "$name: promtool has nothing to say");
     flush_all();
 }
@@ -275,6 +299,7 @@ for my $variant (qw(nft legacy)) {
         ipt(4, $variant, '-t', $table, qw(-A prometheus -p tcp --dport 22 -c 5 6));
         my $e = exposition(one_shot(flags($variant, 4, '-table', $table))->{body});
         is_deeply(pairs($e), ['5:6'], "$variant: -table $table reads that table");
+        listed("$variant, -table $table", $variant, 4, '-table', $table);
     }
     ipt(4, $variant, '-N', $_) for qw(prometheus second);
     ipt(4, $variant, '-A', $_, qw(-p tcp --dport 22 -c 7 8)) for qw(prometheus second);
@@ -282,13 +307,29 @@ for my $variant (qw(nft legacy)) {
     my @chains = map { /chain=(\w+)/ } sort keys %{ $e->{nfprom_packets_total} };
     is_deeply(\@chains, [qw(prometheus second)], "$variant: two chains are told apart by a label");
     is_deeply(pairs($e), ['7:8', '7:8'], "$variant: the same match in two chains is no duplicate");
+    listed("$variant, two chains", $variant, 4, qw(-chain second -chain prometheus));
 
-    my $answer = one_shot(flags($variant, 4, '-ipv6'));
-    $e = exposition($answer->{body});
-    is_deeply($e->{nfprom_scrape_success}, { 'l2proto=ipv4' => 1, 'l2proto=ipv6' => 0 },
-        "$variant: a chain for IPv4 alone gives half a scrape");
-    like($answer->{said}, qr/^nfprom: ipv6: [^\n]+\n\z/, "$variant: and one line in the log about the other half");
-    is($answer->{exit}, 0, "$variant: which is no failure of the process");
+    for my $list ([], ['-list']) {
+        my $answer = one_shot(flags($variant, 4, '-ipv6', @$list));
+        $e = exposition($answer->{body});
+        is_deeply($e->{nfprom_scrape_success}, { 'l2proto=ipv4' => 1, 'l2proto=ipv6' => 0 },
+            "$variant @$list: a chain for IPv4 alone gives half a scrape");
+        like($answer->{said}, qr/^nfprom: ipv6: [^\n]+\n\z/, "$variant @$list: and one line in the log about the other half");
+        is($answer->{exit}, 0, "$variant @$list: which is no failure of the process");
+    }
+    ipt(6, $variant, '-N', 'prometheus');
+    ipt(6, $variant, qw(-A prometheus -p udp));
+    listed("$variant, two families", $variant, 4, '-ipv6');
+    flush_all();
+
+    # Names that a shell would take for more than a name.
+    my @names = ("a'b", '$(touch>x)', 'a;b', '*', '"', '`id>x`', 'a&b', '#a', '\\', "caf\xe9", "'" x 28);
+    ipt(4, $variant, '-N', $_) for @names;
+    ipt(4, $variant, '-A', $names[$_], '-p', 'tcp', '-c', $_ + 1, 2 * $_) for 0 .. $#names;
+    listed("$variant, a chain $_", $variant, 4, '-chain', $_) for @names;
+    listed("$variant, chains with odd names", $variant, 4, map { ('-chain', $_) } @names);
+    is_deeply(pairs(exposition(one_shot(flags($variant, 4, '-list', '-chain', 'a;b'))->{body})), ['3:4'], "$variant: and it is the right one");
+    ok(!-e 'x', "$variant: and nothing is run");
     flush_all();
 }
 
@@ -296,21 +337,29 @@ for my $variant (qw(nft legacy)) {
 
 for (@BOTH) {
     my ($variant, $family) = @$_;
-    my $answer = one_shot(flags($variant, $family));
-    is($answer->{status}, 503, "$variant, IPv$family: no chain, no success");
-    like($answer->{body}, qr/\b$FAMILIES->{$family}{command}-$variant .*-N prometheus/, "$variant, IPv$family: the text says how to create it");
-    is($answer->{exit}, 1, "$variant, IPv$family: and the process fails");
-    is(() = $answer->{said} =~ /\n/g, 1, "$variant, IPv$family: with one line in the log");
+    for my $list ([], ['-list']) {
+        my $answer = one_shot(flags($variant, $family, @$list));
+        my $name   = join ' ', "$variant, IPv$family", @$list;
+        is($answer->{status}, 503, "$name: no chain, no success");
+        like($answer->{body}, qr/\b$FAMILIES->{$family}{command}-$variant .*-N prometheus/, "$name: the text says how to create it");
+        is($answer->{exit}, 1, "$name: and the process fails");
+        is(() = $answer->{said} =~ /\n/g, 1, "$name: with one line in the log");
+    }
 }
 
 ipt(4, 'legacy', '-N', 'prometheus');
-my $answer = one_shot($NFPROM, '-variant', 'nft');
-is($answer->{status}, 503, 'a chain of the other backend is not found');
-like($answer->{body}, qr/-variant legacy/, 'and the text names the other backend');
+my $answer;
+for my $list ([], ['-list']) {
+    $answer = one_shot($NFPROM, '-variant', 'nft', @$list);
+    is($answer->{status}, 503, "a chain of the other backend is not found @$list");
+    like($answer->{body}, qr/-variant legacy/, "and the text names the other backend @$list");
+}
 ipt(4, 'nft', '-N', 'prometheus');
-$answer = one_shot($NFPROM, '-variant', 'nft');
-is($answer->{status}, 200, 'legacy tables beside nft ones do not disturb');
-unlike($answer->{wire}, qr/Warning/, 'and the warning about them stays out of the answer');
+for my $list ([], ['-list']) {
+    $answer = one_shot($NFPROM, '-variant', 'nft', @$list);
+    is($answer->{status}, 200, "legacy tables beside nft ones do not disturb @$list");
+    unlike($answer->{wire}, qr/Warning/, "and the warning about them stays out of the answer @$list");
+}
 flush_all();
 
 ipt(4, 'nft', '-N', 'prometheus');
@@ -323,6 +372,11 @@ if (saved(4, 'nft') =~ /incompatible/) {
 } else {
     fail("the native rule makes the table 'incompatible'");
 }
+is_deeply(exposition(one_shot($NFPROM, '-variant', 'nft', '-list')->{body})->{nfprom_scrape_success}, { 'l2proto=ipv4' => 1 },
+    'with -list a native rule in another chain does not matter');
+$answer = one_shot($NFPROM, '-variant', 'nft', '-list', '-chain', 'native');
+is($answer->{status}, 503, 'a chain with native rules is no success');
+like($answer->{body}, qr/chain `native' in table `filter' is incompatible.*native nft rules/, 'and the text says why');
 must(qw(nft flush ruleset));
 
 # ---- rights
@@ -338,6 +392,11 @@ like($answer->{body}, qr/sudo/, 'or that sudo would do');
 $answer = one_shot(@ambient, $NFPROM, '-variant', 'nft');
 is($answer->{status}, 200, 'nobody with CAP_NET_ADMIN reads the nft tables');
 is_deeply(pairs(exposition($answer->{body})), ['11:12'], 'and sees the counters');
+$answer = one_shot(@ambient, $NFPROM, '-variant', 'nft', '-list');
+is_deeply(pairs(exposition($answer->{body})), ['11:12'], 'with -list too');
+$answer = one_shot(@nobody, $NFPROM, '-variant', 'nft', '-list');
+is($answer->{status}, 503, 'without it -list reads nothing');
+like($answer->{body}, qr{CAP_NET_ADMIN.*sudoers: .* /usr/sbin/iptables-nft -w -t filter -v -S prometheus$}m, 'and the text has the command for sudoers');
 flush_all();
 
 ipt(4, 'legacy', qw(-N prometheus));
@@ -348,25 +407,39 @@ like($answer->{body}, qr/CAP_NET_RAW/, 'and the text says what');
 $answer = one_shot(@nobody, '--inh-caps', '+net_admin,+net_raw', '--ambient-caps', '+net_admin,+net_raw', $NFPROM, '-variant', 'legacy');
 is($answer->{status}, 200, 'with CAP_NET_RAW too they are read');
 is_deeply(pairs(exposition($answer->{body})), ['13:14'], 'and the counters seen');
+spew('/run/xtables.lock', '');
+chmod 0600, '/run/xtables.lock';
+my @raw = (@nobody, '--inh-caps', '+net_admin,+net_raw', '--ambient-caps', '+net_admin,+net_raw');
+$answer = one_shot(@raw, $NFPROM, '-variant', 'legacy', '-list');
+is($answer->{status}, 503, 'with -list the lock must be opened');
+like($answer->{body}, qr{can't open lock file.*CAP_}, 'and the text says so');
+s/net_raw/net_raw,+dac_read_search/ for @raw;
+$answer = one_shot(@raw, $NFPROM, '-variant', 'legacy', '-list');
+is($answer->{status}, 200, 'with CAP_DAC_READ_SEARCH it is') or diag($answer->{body});
+is_deeply(pairs(exposition($answer->{body})), ['13:14'], 'and the counters seen');
 flush_all();
 
 # ---- another process edits the legacy table all the time
 
 restore(4, 'legacy', "*filter\n:prometheus - [0:0]\n:edited - [0:0]\n[4711:815] -A prometheus -p tcp -m tcp --dport 22\nCOMMIT\n");
 my $editor = start('/dev/null', 'sh', '-c', 'while :; do iptables-legacy -w -A edited -j RETURN; iptables-legacy -w -F edited; done');
-my %seen;
-for (1 .. 200) {
-    my $answer = one_shot($NFPROM, '-variant', 'legacy');
-    $seen{ $answer->{status} == 200 ? join(' ', @{ pairs(exposition($answer->{body})) }) : $answer->{body} }++;
+for my $list ([], ['-list']) {
+    my %seen;
+    for (1 .. 200) {
+        my $answer = one_shot($NFPROM, '-variant', 'legacy', @$list);
+        $seen{ $answer->{status} == 200 ? join(' ', @{ pairs(exposition($answer->{body})) }) : $answer->{body} }++;
+    }
+    is_deeply(\%seen, { '4711:815' => 200 }, "of 200 reads while another process edits the legacy table none shows a zero @$list");
 }
 stop($editor);
-is_deeply(\%seen, { '4711:815' => 200 }, 'of 200 reads while another process edits the legacy table none shows a zero');
 
 my $holder = start('/dev/null', 'flock', '/run/xtables.lock', 'sleep', '60');
 patiently { (run('', qw(flock -n /run/xtables.lock true)))[0] != 0 };
 $answer = one_shot($NFPROM, qw(-variant legacy -timeout 1s));
 is($answer->{status}, 503, 'a lock that nobody lets go is no success');
 like($answer->{body}, qr/xtables\.lock/, 'and the text names its file');
+$answer = one_shot($NFPROM, qw(-variant legacy -list -timeout 1s));
+is($answer->{status}, 504, 'with -list it is iptables that waits for the lock, until it is killed');
 stop($holder);
 
 done_testing();

@@ -1,7 +1,8 @@
 #!/usr/bin/perl
 
 # Rulesets made at random from the grammar of iptables-save, first as text, then in the kernel. What nfprom has to show follows
-# from how each rule was made (its parts), never from reading its text. NFPROM_SEED repeats a run.
+# from how each rule was made (its parts), never from reading its text; it is the same with -list, whose words are those of
+# `iptables -v -S`. NFPROM_SEED repeats a run.
 
 use strict;
 use warnings;
@@ -389,7 +390,8 @@ my @PROMISES = (
 
 # Tests: this run of nfprom shows what was expected. The expectations: "l2proto chain" => lines by name; rules => how many rules.
 sub holds {
-    my ($what, $r, $words, $rules, %expected) = @_;
+    my ($what, $r, $words, $rules, %of) = @_;
+    my %expected = map { $_ => { %{ $of{$_} } } } keys %of;
     my ($error, @series) = $r->{exit} eq '0' ? parse_metrics($r->{out}) : ("exit $r->{exit}");
     $error ||= 'standard error is not empty' if $r->{err} ne '';
     is($error, '', "$what: an exposition in order") or do { diag("NFPROM_SEED=$SEED: $r->{err}"); return };
@@ -433,12 +435,23 @@ sub line {
         . (maybe(@words && $rule->{parts}[-1]{words}[0] ? 0.1 : 0.5) ? ' ' : '');
 }
 
+# The same as iptables -v -S prints it: the counters before the target.
+sub list_line {
+    my ($rule) = @_;
+    my ($target) = grep { $_->{target} } @{ $rule->{parts} };
+    my @match = printed(map { $_->{target} ? () : @{ $_->{words} } } @{ $rule->{parts} });
+    my @jump  = printed(@{ $target->{words} || [] });
+    return "-A $rule->{chain}" . join('', map { (maybe(0.03) ? '  ' : ' ') . $_ } @match) . " -c $rule->{packets} $rule->{bytes}"
+        . join('', map {" $_"} @jump) . (maybe(@jump ? 0.1 : 0.5) ? ' ' : '');
+}
+
 sub usable {
     my ($family, $real, @all) = @_;
     return [grep { $_->[0] =~ $family && (!$real || $_->[2]) } @all];
 }
 
-# One table with these chains: its lines, and its rules. What is asked for gets most of the rules.
+# One table with these chains: its lines, its rules, its policies, and what iptables -v -S prints of each chain. What is asked
+# for gets most of the rules.
 sub table_of {
     my ($family, $table, $asked, $chains, $count) = @_;
     my @own = grep { !/^(?:INPUT|FORWARD|OUTPUT)$/ } @$chains;
@@ -446,7 +459,12 @@ sub table_of {
     my %policy = map { $_ => /^(?:INPUT|FORWARD|OUTPUT)$/ ? [pick('ACCEPT', 'DROP'), number(), number()] : ['-', 0, 0] } @$chains;
     my @rules = map { { packets => number(), bytes => number(), chain => pick(maybe(0.8) ? @$asked : @$chains), parts => [rule(\%g)] } } 1 .. $count;
     my @lines = ("*$table", map({":$_ $policy{$_}[0] [$policy{$_}[1]:$policy{$_}[2]]"} @$chains), map({ line($_) } @rules), 'COMMIT');
-    return (\@lines, \@rules, \%policy);
+    my %lists = map {
+        my ($chain, $p) = ($_, $policy{$_});
+        my $head = $p->[0] eq '-' ? "-N $chain" : "-P $chain $p->[0] -c $p->[1] $p->[2]";
+        ("$table.$chain" => join '', map {"$_\n"} $head, map { list_line($_) } grep { $_->{chain} eq $chain } @rules);
+    } @$chains;
+    return (\@lines, \@rules, \%policy, \%lists);
 }
 
 sub save_of {
@@ -472,13 +490,13 @@ for my $n (1 .. $RULESETS) {
     for my $family (@families) {
         my $l2 = $family == 4 ? 'ipv4' : 'ipv6';
         my @shuffled = shuffle(sort keys %chains);
-        my ($lines, $table_rules, $policy) = table_of($family, $table, \@asked, \@shuffled, $count);
+        my ($lines, $table_rules, $policy, $lists) = table_of($family, $table, \@asked, \@shuffled, $count);
         my @more   = grep { $_ ne $table && maybe(0.15) } qw(filter mangle raw nat security);
         my @tables = map { (table_of($family, $_, \@asked, \@shuffled, 20))[0] } @more;
         splice @tables, between(0, scalar @tables), 0, $lines;
         my $out = save_of($family, @tables);
         my $block = between(1, 5000);
-        my %h = (out => $out, maybe(0.4) ? (run => qq(dd bs=$block 2>/dev/null <"\$OUT")) : ());
+        my %h = (out => $out, lists => $lists, maybe(0.4) ? (run => qq(dd bs=$block 2>/dev/null <"\$OUT")) : ());
         $family == 4 ? fake(%h) : fake6(%h);
         for my $chain (@asked) {
             my $common = { l2proto => $l2, @asked > 1 ? (chain => shown($chain)) : () };
@@ -493,8 +511,10 @@ for my $n (1 .. $RULESETS) {
         }
     }
     my @flags = ($families[0] == 4 ? () : '-ipv4=false', $families[-1] == 6 ? '-ipv6' : ());
-    my $r = print_mode('-table', $table, map({ ('-chain', $_) } @asked), @flags);
+    push @flags, '-table', $table, map { ('-chain', $_) } @asked;
+    my $r = print_mode(@flags);
     holds("ruleset $n, $rules rules", $r, $AS_IT_IS, $rules, %expected);
+    holds("ruleset $n, $rules rules, -list", print_mode('-list', @flags), $AS_IT_IS, $rules, %expected);
     $largest = $r->{out} if length $r->{out} > length $largest;
 }
 SKIP: {
@@ -597,9 +617,15 @@ sub in_the_kernel {
     # nft prints the words of a rule in an order of its own.
     my $words = $variant eq 'nft' ? sub { join ' ', sort split / /, $_[0] } : $AS_IT_IS;
     my @own   = grep { $_->{chain} eq $chain } @rules, @late;
-    my $r = run(env => { PATH => $ENV{PATH} },
-        flags => ['-print', '-variant', $variant, '-table', $table, '-chain', $chain, $family == 6 ? ('-ipv4=false', '-ipv6') : ()]);
-    holds("$what, " . @own . ' rules', $r, $words, scalar @own, "$l2 " => expected({ l2proto => $l2 }, $words, @own));
+    my %expected = ("$l2 " => expected({ l2proto => $l2 }, $words, @own));
+    my @said;
+    for my $list ([], ['-list']) {
+        my $r = run(env => { PATH => $ENV{PATH} },
+            flags => ['-print', @$list, '-variant', $variant, '-table', $table, '-chain', $chain, $family == 6 ? ('-ipv4=false', '-ipv6') : ()]);
+        holds(join(', ', $what, @own . ' rules', @$list), $r, $words, scalar @own, %expected);
+        push @said, $r->{out} =~ s/^nfprom_scrape_duration_seconds\K.*//mgr;
+    }
+    ok($said[0] eq $said[1], "$what: with -list the same, byte for byte");
 }
 
 SKIP: {

@@ -26,7 +26,7 @@ our @EXPORT = qw(
     $DIR $NFPROM $LOCK $LIMIT
     fake fake6 fake_sudo filter_table save commands slurp spew
     get serve converse spawn reap run print_mode shell_limit
-    answers parse_metrics series value log_lines
+    answers parse_metrics parse_openmetrics series value log_lines
     left_over none_left unprivileged has_net_admin is_root
     need_root skip_or_fail patiently
 );
@@ -35,6 +35,11 @@ our $LIMIT = 60;                                     # seconds, for any one wait
 our $DIR   = File::Temp::tempdir('nfprom-test-XXXXXX', TMPDIR => 1, CLEANUP => 1);
 our $LOCK  = "$DIR/xtables.lock";
 our $NFPROM = $ENV{NFPROM} || Cwd::abs_path("$FindBin::Bin/..") . '/nfprom';
+
+# The words of a rule. A quote means something only in the value of an option that takes a string.
+my $STRING = qr/--(?:comment|(?:nf|u)?log-prefix|(?:hex-)?string|helper|u32|bytecode|path|led-trigger-id) +"[^"\\]*+(?:\\.[^"\\]*+)*+"/s;
+my $VALUED = qr/(?:-[io]|--(?:comment|log-prefix|match-set|name|hashlimit-name|physdev-(?:in|out)|genre|nfacct-name|rateest)) +[^ \n]+/;
+my $WORD   = qr/(?>$STRING|$VALUED|[^ \n]+)/;
 
 my $OWNER = $$;                                      # forked children clean up nothing
 my %started;                                         # pids that are still ours to reap
@@ -111,6 +116,9 @@ sub filter_table {
 #   err => bytes on standard error, out => bytes on standard output,
 #   run => lines of shell, sleep => seconds, signal => its own death, status => exit status
 # `run` may use $OUT, a file with the bytes of `out` (which are then not printed by themselves).
+# iptables (all three names of it, too) does the same, but prints the chain behind -S alone, out of
+# the table behind -t, in the words of `iptables -v -S`. Instead of what follows from `out` it may be
+# told: lists => {"TABLE.CHAIN" => bytes}, or list => bytes, whatever the chain.
 sub fake  { _fake('iptables',  @_) }
 sub fake6 { _fake('ip6tables', @_) }
 
@@ -119,6 +127,7 @@ sub _fake {
     my $out = defined $h{out} ? $h{out} : filter_table('-d 192.0.2.1/32 -p tcp -m tcp --dport 22 -j RETURN');
     spew("$DIR/$program.out", $out);
     spew("$DIR/$program.err", $h{err}) if defined $h{err};
+    _spew_lists("$DIR/$program.lists", $h{lists} || _lists($out), $h{list});
     spew("$DIR/commands", '');
     spew("$DIR/environment", '');
     chmod 0666, "$DIR/commands", "$DIR/environment";
@@ -126,18 +135,53 @@ sub _fake {
         '#!/bin/sh',
         qq(printf '%s\\n' "\${0##*/} \$*" >>'$DIR/commands'),
         qq(env >'$DIR/environment'),
-        "OUT='$DIR/$program.out'",
+        "OUT='$DIR/$program.out' table=filter chain= before=",
+        'for word; do case $before in -t) table=$word;; -S) chain=$word;; esac; before=$word; done',
+        qq([ "\$chain" = '' ] || OUT="$DIR/$program.lists/\$table.\$chain"),
+        qq([ "\$chain" = '' ] || [ ! -e '$DIR/$program.lists/any' ] || OUT='$DIR/$program.lists/any'),
     );
     push @body, "cat '$DIR/$program.err' >&2" if defined $h{err};
+    push @body, qq([ -e "\$OUT" ] || { echo '$program: No chain/target/match by that name.' >&2; exit 1; }) if !$h{status};
     push @body, 'cat "$OUT"'                  if !defined $h{run} || defined $h{out} && $h{run} !~ /OUT/;
     push @body, $h{run}                       if defined $h{run};
     push @body, "sleep $h{sleep}"             if $h{sleep};
     push @body, "kill -$h{signal} \$\$"       if $h{signal};
     push @body, 'exit ' . ($h{status} || 0), '';
     _install($program . '-save', @body);
-    for my $variant ("$program-nft-save", "$program-legacy-save") {
+    for my $variant ($program, map {"$program-$_"} qw(nft-save legacy-save nft legacy)) {
         symlink "$program-save", "$DIR/bin/$variant" unless -l "$DIR/bin/$variant";
     }
+}
+
+# What iptables-save prints in the words of `iptables -v -S`: {"TABLE.CHAIN"} is the text of a chain.
+# Counters stand before the target there; a chain begins with a line of its own.
+sub _lists {
+    my ($text) = @_;
+    my (%lists, $table);
+    pos($text) = 0;
+    while (pos $text < length $text) {
+        if ($text =~ /\G\*(\S+)\n/gc) {
+            $table = $1;
+        } elsif ($table && $text =~ /\G:([^ \n]+) (\S+) \[(\d+):(\d+)\]\n/gc) {
+            $lists{"$table.$1"} = $2 eq '-' ? "-N $1\n" : "-P $1 $2 -c $3 $4\n";
+        } elsif ($table && $text =~ /\G\[([^]\n]*)\] -A ([^ \n]+)((?: +(?!-[jg] )$WORD)*+)((?: +$WORD)*+ *)\n/gc) {
+            my ($counters, $chain, $match, $target) = ($1, $2, $3, $4);
+            $counters =~ tr/:/ /;
+            $lists{"$table.$chain"} .= "-A $chain$match -c $counters$target\n";
+        } else {
+            $text =~ /\G[^\n]*\n?/gc;
+        }
+    }
+    return \%lists;
+}
+
+sub _spew_lists {
+    my ($dir, $lists, $any) = @_;
+    mkdir $dir;
+    opendir my $d, $dir or die "$dir: $!";
+    unlink map {"$dir/$_"} grep { !/\A\.\.?\z/ } readdir $d;
+    $lists = { any => $any } if defined $any;
+    for my $name (grep { !m{/} } keys %$lists) { spew("$dir/$name", $lists->{$name}) }
 }
 
 # sudo: logs its arguments and runs the command, or says `err` and leaves with `status`.
@@ -436,7 +480,7 @@ sub _read_answer {
 
 # A test: the answer has this status (or one of them), obeys all rules for answers, nfprom left with
 # the status that goes with it, and its standard error is what it has to be. More:
-#   body => a pattern, head => answers HEAD, exit => another exit status, stderr => a pattern
+#   openmetrics => in that format, body => a pattern, head => answers HEAD, exit => another exit status, stderr => a pattern
 sub answers {
     my ($r, $status, $promise, %o) = @_;
     my @status = ref $status ? @$status : ($status);
@@ -449,10 +493,11 @@ sub answers {
         if defined $r->{stderr} && !$r->{on_socket} && $r->{stderr} !~ $said;
     push @wrong, "body: $r->{body}" if $o{body} && $r->{body} !~ $o{body};
     if ($r->{status} == 200 && ($r->{headers}{'content-type'} || '') =~ /version=/ && !$o{head}) {
-        my ($error, @series) = parse_metrics($r->{body});
+        my ($error, @series) = $o{openmetrics} ? parse_openmetrics($r->{body}) : parse_metrics($r->{body});
         push @wrong, $error if $error;
         push @wrong, "content type $r->{headers}{'content-type'}"
-            if $r->{headers}{'content-type'} ne 'text/plain; version=0.0.4; charset=utf-8';
+            if $r->{headers}{'content-type'} ne ($o{openmetrics} ? 'application/openmetrics-text; version=1.0.0' : 'text/plain; version=0.0.4')
+            . '; charset=utf-8';
         $r->{series} = \@series;
     }
     return ok(!@wrong, $promise) || diag map { my $w = substr $_, 0, 2000; "  $w\n" } @wrong;
@@ -544,6 +589,58 @@ sub _parse_sample {
     }
     $line =~ /\G ([0-9]+(?:\.[0-9]+)?(?:e[-+]?[0-9]+)?)\z/gc or return 'bad value or more after it';
     return ('', { name => $name, labels => \%labels, value => $1, line => $line });
+}
+
+# ---- OpenMetrics 1.0
+
+my %SUFFIXES = (counter => ['_total', '_created'], gauge => [''], unknown => [''], info => ['_info'], stateset => ['']);
+
+# The same for a whole exposition of OpenMetrics, as strict as its specification; of what that allows and nfprom does not use
+# (timestamps, exemplars, histograms, creation times, values that are not finite) nothing is taken. A series has its family too:
+# {type, HELP, UNIT}.
+sub parse_openmetrics {
+    my ($text) = @_;
+    my (@series, %seen, %families, %taken, $family);
+    my $chars = eval { Encode::decode('UTF-8', my $copy = $text, Encode::FB_CROAK()) };
+    return 'not UTF-8' unless defined $chars;
+    return 'does not end with # EOF and one line feed' unless $chars =~ s/(?:\A|\n)\K# EOF\n\z//;
+    return 'empty line' if $chars =~ /^\n/m;
+    for my $line (split /\n/, $chars) {
+        if ($line =~ /\A#/) {
+            my ($what, $name, $rest) = $line =~ /\A# (HELP|TYPE|UNIT) ([a-zA-Z_:][a-zA-Z0-9_:]*) (.*)\z/s
+                or return "neither HELP, TYPE nor UNIT: $line";
+            if (!$family || $family->{name} ne $name) {
+                return "family is not in one piece: $line" if $families{$name};
+                $family = $families{$name} = { name => $name };
+            }
+            return "$what after samples: $line" if $family->{samples};
+            return "$what twice: $line"         if exists $family->{$what};
+            return "bad type: $line"            if $what eq 'TYPE' && !$SUFFIXES{$rest};
+            return "bad escape: $line"          if $what eq 'HELP' && $rest =~ /\A(?:[^\\]|\\[\\n"])*+./s;
+            return "quote not escaped: $line"   if $what eq 'HELP' && $rest =~ /\A(?:[^\\"]|\\.)*+"/s;
+            return "unit is not in the name: $line" if $what eq 'UNIT' && $rest ne '' && $name !~ /_\Q$rest\E\z/;
+            return "a name with the suffix of samples: $line" if $what eq 'TYPE' && $rest ne 'unknown' && $name =~ /_(?:total|created|bucket)\z/;
+            $family->{$what} = $rest;
+            next;
+        }
+        my ($error, $s) = _parse_sample($line);
+        return "$error: $line" if $error;
+        return "no TYPE and HELP before: $line" unless $family && $family->{TYPE} && exists $family->{HELP};
+        return "outside its family: $line"
+            unless grep { $_ ne '_created' && $s->{name} eq $family->{name} . $_ } @{ $SUFFIXES{ $family->{TYPE} } };
+        my $key = join "\0", $s->{name}, map {"$_\1$s->{labels}{$_}"} grep { $s->{labels}{$_} ne '' } sort keys %{ $s->{labels} };
+        return "series twice: $line" if $seen{$key}++;
+        return "counter that is no integer: $line" if $family->{TYPE} eq 'counter' && $s->{value} !~ /\A(?:0|[1-9][0-9]*)\z/;
+        $family->{samples}++;
+        push @series, { %$s, family => $family };
+    }
+    for my $f (values %families) {
+        return "a family without TYPE: $f->{name}" unless $f->{TYPE};
+        for my $name (do { my %n = map { $f->{name} . $_ => 1 } '', @{ $SUFFIXES{ $f->{TYPE} } }; keys %n }) {
+            return "two families would have $name" if $taken{$name}++;
+        }
+    }
+    return ('', @series);
 }
 
 # Those of the series that have this name and these labels among theirs.
