@@ -70,7 +70,7 @@ SKIP: {
     fake();
     $r = run(flags => [qw(-print -list -variant nft)], @how);
     is("$r->{exit}|$r->{out}", '1|', '... which may refuse');
-    like($r->{err}, qr{a password is required.*CAP_NET_ADMIN.*sudoers: USER ALL=\(root\) NOPASSWD: /usr/sbin/iptables-nft -w -t filter -v -S prometheus$}m,
+    like($r->{err}, qr{a password is required.*CAP_NET_ADMIN.*sudoers[^:]*: USER ALL=\(root\) NOPASSWD: /usr/sbin/iptables-nft -w -t filter -v -S prometheus$}m,
         '... the answer then has the line for sudoers, with the command of -list');
     fake_sudo();
 }
