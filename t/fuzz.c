@@ -469,11 +469,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
 #else
 int main(int argc, char **argv) {
     static uint8_t data[1024 * 1024];
-    FILE *file = argc == 3 ? fopen(argv[2], "rb") : NULL;
-    if (!file) return fprintf(stderr, "usage: t/fuzz request|ruleset|list FILE\n"), 2;
-    size_t size = fread(data, 1, sizeof data, file);
-    fclose(file);
-    (strcmp(argv[1], "request") == 0 ? request : strcmp(argv[1], "list") == 0 ? list : ruleset)(data, size);
+    if (argc < 3) return fprintf(stderr, "usage: t/fuzz request|ruleset|list FILE...\n"), 2;
+    for (int i = 2; i < argc; i++) {
+        FILE *file = fopen(argv[i], "rb");
+        if (!file) return perror(argv[i]), 2;
+        size_t size = fread(data, 1, sizeof data, file);
+        fclose(file);
+        (strcmp(argv[1], "request") == 0 ? request : strcmp(argv[1], "list") == 0 ? list : ruleset)(data, size);
+    }
     return 0;
 }
 #endif
