@@ -1,25 +1,28 @@
 # nfprom: build, test, install, try out.
 #
-# Packagers set CC, CPPFLAGS, CFLAGS, LDFLAGS, PREFIX, SBINDIR, UNITDIR, SYSCONFDIR, XINETDDIR, DOCDIR and DESTDIR.
-# `make SAN=1` builds with the address and undefined-behaviour sanitizers.
+# Packagers set CC, CPPFLAGS, CFLAGS, LDFLAGS, PREFIX, SBINDIR, UNITDIR, SYSCONFDIR, XINETDDIR, DOCDIR and DESTDIR, or what GNU
+# calls prefix, sbindir, sysconfdir and docdir. `make SAN=1` builds with the address and undefined-behaviour sanitizers.
 VERSION = 1.0.0
 
-PREFIX ?= /usr/local
-SBINDIR ?= $(PREFIX)/sbin
-# systemd reads units from /usr/local/lib and from /usr/lib; /etc/systemd stays the administrator's.
+PREFIX ?= $(or $(prefix),/usr/local)
+SBINDIR ?= $(or $(sbindir),$(PREFIX)/sbin)
+# systemd reads units from /usr/local/lib and from /usr/lib; /etc/systemd stays the administrator's. Empty: nothing for systemd.
 UNITDIR ?= $(PREFIX)/lib/systemd/system
-DOCDIR ?= $(PREFIX)/share/doc/nfprom
-SYSCONFDIR ?= /etc
+DOCDIR ?= $(or $(docdir),$(PREFIX)/share/doc/nfprom)
+SYSCONFDIR ?= $(or $(sysconfdir),/etc)
 XINETDDIR ?= $(SYSCONFDIR)/xinetd.d
 INSTALL ?= install
-CFLAGS ?= -O2 -g
+# The same bytes from every folder, which debug information names otherwise, by PWD if that is one of its names.
+CFLAGS ?= -O2 -g '-fdebug-prefix-map=$(CURDIR)=.'
+export PWD = $(CURDIR)
 
 # A static binary starts sooner, and musl's much sooner than glibc's: where musl-gcc is installed, it is the compiler, unless CC
-# is set or the sanitizers, which it does not have, are wanted.
-ifeq ($(origin CC)$(SAN),default)
-ifneq ($(shell command -v musl-gcc),)
+# is set, or LDFLAGS, which are meant for the system's libc, or the sanitizers, which it does not have, are wanted.
+# (Make before 4.3 takes `command` for a program, but for what needs a shell.)
+ifeq ($(origin CC) $(origin LDFLAGS)$(SAN),default undefined)
+ifneq ($(shell command -v musl-gcc 2> /dev/null),)
 CC = musl-gcc
-LDFLAGS ?= -static -Wl,-z,noseparate-code
+LDFLAGS = -static -Wl,-z,noseparate-code
 endif
 endif
 
@@ -38,6 +41,15 @@ REBUILD = $(if $(filter install%,$(MAKECMDGOALS)),,.compiled-with)
 
 nfprom: nfprom.c parse.c parse.h $(REBUILD)
 	$(COMPILE) -o $@ nfprom.c parse.c
+
+all: nfprom
+
+# One file for any Linux of a processor: static, stripped (by the linker, since `strip` is not the one of a cross compiler), and
+# the same bytes from the same compiler. glibc says that a name in -addr, unlike an address, needs its shared libraries then.
+RELEASE = nfprom-$(VERSION)-linux-$(firstword $(subst -, ,$(shell $(CC) -dumpmachine)))
+release:
+	$(COMPILE) -g0 -static -s -o $(RELEASE) nfprom.c parse.c
+	@sha256sum $(RELEASE)
 
 t/parse: t/parse.c parse.c parse.h .compiled-with
 	$(COMPILE) -I. -o $@ t/parse.c parse.c
@@ -80,34 +92,46 @@ t/bench-run: t/bench.c parse.c parse.h .compiled-with
 	$(COMPILE) -o $@ t/bench.c parse.c
 
 # The files name the default places; what is installed names the real ones.
-PLACE = sed -e 's|/usr/local/sbin/|$(SBINDIR)/|' -e 's|/usr/local/share/doc/nfprom/|$(DOCDIR)/|'
+PLACE = sed -i -e 's|/usr/local/sbin/|$(SBINDIR)/|' -e 's|/usr/local/share/doc/nfprom/|$(DOCDIR)/|' \
+	-e 's|/etc/default/|$(SYSCONFDIR)/default/|'
 
 install: nfprom
-	$(INSTALL) -d "$(DESTDIR)$(SBINDIR)" "$(DESTDIR)$(UNITDIR)" "$(DESTDIR)$(DOCDIR)" "$(DESTDIR)$(SYSCONFDIR)/default"
+	$(INSTALL) -d "$(DESTDIR)$(SBINDIR)" "$(DESTDIR)$(DOCDIR)"
 	$(INSTALL) -m 755 nfprom "$(DESTDIR)$(SBINDIR)/nfprom"
-	$(INSTALL) -m 644 systemd/nfprom.socket systemd/nfprom@.service "$(DESTDIR)$(UNITDIR)"
+	$(INSTALL) -m 644 README.md "$(DESTDIR)$(DOCDIR)"
 	$(INSTALL) -m 644 xinetd/nfprom "$(DESTDIR)$(DOCDIR)/xinetd"
-	$(INSTALL) -m 644 README.md systemd/legacy.conf "$(DESTDIR)$(DOCDIR)"
-	$(PLACE) -i "$(DESTDIR)$(UNITDIR)/nfprom.socket" "$(DESTDIR)$(UNITDIR)/nfprom@.service" "$(DESTDIR)$(DOCDIR)/xinetd"
+	$(PLACE) "$(DESTDIR)$(DOCDIR)/xinetd"
+ifneq ($(UNITDIR),)
+	$(INSTALL) -d "$(DESTDIR)$(UNITDIR)" "$(DESTDIR)$(SYSCONFDIR)/default"
+	$(INSTALL) -m 644 systemd/nfprom.socket systemd/nfprom@.service "$(DESTDIR)$(UNITDIR)"
+	$(PLACE) "$(DESTDIR)$(UNITDIR)/nfprom.socket" "$(DESTDIR)$(UNITDIR)/nfprom@.service"
+	$(INSTALL) -m 644 systemd/legacy.conf "$(DESTDIR)$(DOCDIR)"
 	test -e "$(DESTDIR)$(SYSCONFDIR)/default/nfprom" || \
 		$(INSTALL) -m 644 systemd/nfprom.default "$(DESTDIR)$(SYSCONFDIR)/default/nfprom"
+endif
 
-# Apart, since what lies in xinetd's directory is served from its next reload on.
+# Apart, since what lies in xinetd's directory is served from its next reload on. Another file there is somebody's work.
 install-xinetd: install
 	$(INSTALL) -d "$(DESTDIR)$(XINETDDIR)"
-	$(INSTALL) -m 644 "$(DESTDIR)$(DOCDIR)/xinetd" "$(DESTDIR)$(XINETDDIR)/nfprom"
+	@new="$(DESTDIR)$(DOCDIR)/xinetd" old="$(DESTDIR)$(XINETDDIR)/nfprom"; \
+	if test -e "$$old" && ! cmp -s "$$new" "$$old"; then echo "$$old differs from $$new, and is left as it is"; \
+	else $(INSTALL) -m 644 "$$new" "$$old"; fi
 
+# What `make install` brings, file by file: the directories may be others' too.
 uninstall:
-	rm -f "$(DESTDIR)$(SBINDIR)/nfprom" "$(DESTDIR)$(UNITDIR)/nfprom.socket" "$(DESTDIR)$(UNITDIR)/nfprom@.service" \
-		"$(DESTDIR)$(SYSCONFDIR)/default/nfprom" "$(DESTDIR)$(XINETDDIR)/nfprom"
-	rm -rf "$(DESTDIR)$(DOCDIR)"
+	rm -f "$(DESTDIR)$(SBINDIR)/nfprom" "$(DESTDIR)$(SYSCONFDIR)/default/nfprom" "$(DESTDIR)$(XINETDDIR)/nfprom" \
+		"$(DESTDIR)$(DOCDIR)/README.md" "$(DESTDIR)$(DOCDIR)/xinetd" "$(DESTDIR)$(DOCDIR)/legacy.conf"
+	rmdir "$(DESTDIR)$(DOCDIR)" 2> /dev/null || true
+ifneq ($(UNITDIR),)
+	rm -f "$(DESTDIR)$(UNITDIR)/nfprom.socket" "$(DESTDIR)$(UNITDIR)/nfprom@.service"
 	rmdir "$(DESTDIR)$(UNITDIR)" "$(DESTDIR)$(dir $(UNITDIR))" 2> /dev/null || true
+endif
 
 run: nfprom
 	@t/run "$(ADDR)" "$(PORT)"
 
 clean:
-	rm -f nfprom t/parse t/fuzz t/bench-run $(FUZZERS) .compiled-with
+	rm -f nfprom nfprom-*-linux-* t/parse t/fuzz t/bench-run $(FUZZERS) .compiled-with
 	rm -rf t/finds
 
-.PHONY: force test lint fuzz bench install install-xinetd uninstall run clean
+.PHONY: force all release test lint fuzz bench install install-xinetd uninstall run clean

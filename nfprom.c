@@ -303,19 +303,11 @@ static void grow(struct buffer *b, size_t n) {
     b->size = data ? size : b->size;
 }
 
-/* memcpy for what is short, as most is: the start of some memcpys is slow. Of constant sizes it is an instruction. */
+/* memcpy for what is short, as most is: the start of some memcpys is slow. (Compilers make no memcpy of a loop downwards.) */
 static inline void copy(char *to, const char *at, size_t n) {
-    if (n >= 16) {
-        for (size_t i = 0; i < n - 16; i += 16) memcpy(to + i, at + i, 16);
-        memcpy(to + n - 16, at + n - 16, 16);
-    } else if (n >= 8) {
-        memcpy(to, at, 8);
-        memcpy(to + n - 8, at + n - 8, 8);
-    } else {
-        if (n & 4) memcpy(to, at, 4);
-        if (n & 2) memcpy(to + (n & 4), at + (n & 4), 2);
-        if (n & 1) to[n - 1] = at[n - 1];
-    }
+    size_t done = 0;
+    for (; n - done >= 8; done += 8) memcpy(to + done, at + done, 8);
+    for (; n > done; n--) to[n - 1] = at[n - 1];
 }
 
 static inline void put(struct buffer *b, const char *at, size_t n) {
@@ -917,7 +909,8 @@ static void put_series(struct buffer *out, const struct config *cfg, const struc
             char end[2 + DIGITS_MAX + 1], *p = end + sizeof end;
             *--p = '\n';
             p = put_digits(p, what == INFO ? 1 : what == BYTES ? s->bytes : s->packets);
-            memcpy(p -= 2, "} ", 2);
+            *--p = ' ';
+            *--p = '}';
             put(out, p, (size_t)(end + sizeof end - p));
         }
     }
@@ -1242,7 +1235,7 @@ static int answer_scrape(const struct config *cfg, const struct request *req, bo
         put_page(&body, families);
     else
         put_exposition(&body, cfg, families, openmetrics);
-    if (!body.failed) return answer(find_status(status), type, &body, head_only, deadline) || status != 200;
+    if (body.data && !body.failed) return answer(find_status(status), type, &body, head_only, deadline) || status != 200;
     log_line("no memory for the response");
     answer_text(503, "text/plain", NULL, head_only, deadline);
     return 1;
