@@ -142,19 +142,24 @@ static void choose_log(bool http) {
 
 /* ---- flags ---------------------------------------------------------------------------------------------- */
 
-static const char usage[] = "Usage: nfprom [flags], with a connection as standard input and output\n"
-                            "       nfprom -addr :9914 [flags]\n"
-                            "       nfprom -print [flags]\n"
+static const char usage[] = "Usage: nfprom [flags]             answer one HTTP request on standard input and output\n"
+                            "       nfprom -addr ADDR [flags]  listen, and answer each connection in a process of its own\n"
+                            "       nfprom -print [flags]      print the metrics; the default on a terminal\n"
+                            "What is read:\n"
                             "  -chain NAME      chain to export, may be given more than once (default prometheus)\n"
                             "  -table NAME      filter, mangle, raw, nat or security (default filter)\n"
-                            "  -ipv4, -ipv6     which families to read (default -ipv4=true -ipv6=false)\n"
-                            "  -namespace NAME  prefix of all metric names (default nfprom)\n"
+                            "  -ipv4, -ipv6     which families (default -ipv4=true -ipv6=false)\n"
                             "  -variant V       nft or legacy (default: what iptables-save is on this system)\n"
-                            "  -list            read the chain alone, with iptables -v -S, not the whole table\n"
+                            "  -list            the chain alone, with iptables -v -S, not the whole table\n"
+                            "How it is shown:\n"
+                            "  -namespace NAME  prefix of all metric names (default nfprom)\n"
                             "  -timeout D       deadline of an exchange, as in 500ms, 8s, 1m30s (default 8s)\n"
                             "  -addr ADDR       listen on name:port, ipv4:port, [ipv6]:port or :port\n"
-                            "  -print           print the metrics to standard output; no HTTP\n"
-                            "  -version, -help  print and exit\n";
+                            "  -print           no HTTP: print the metrics and exit\n"
+                            "  -version, -help  print that and exit\n"
+                            "Examples:\n"
+                            "  nfprom -print -chain INPUT -chain OUTPUT\n"
+                            "  nfprom -addr 127.0.0.1:9914 -ipv6\n";
 
 /* What is wrong with the flags, empty if nothing. */
 static char flag_error[400];
@@ -1415,7 +1420,7 @@ int main(int argc, char **argv) {
     parse_flags(&cfg, argc, argv);
     bool http = !cfg.addr && !cfg.print && !isatty(STDIN_FILENO);
     bool refuse = flag_error[0] != '\0', client = refuse && fstat(STDIN_FILENO, &st) == 0 && S_ISSOCK(st.st_mode);
-    choose_log(http || client);
+    choose_log(refuse ? client : http);
     if (refuse) {
         log_line("%s", flag_error);
         if (!client) dprintf(STDERR_FILENO, "%s", usage);

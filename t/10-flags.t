@@ -252,4 +252,7 @@ SKIP: {
 }
 
 none_left('no process is left of all this');
+# Where both streams go to one pipe, as into a pager, the message is not taken for one that a client must not see.
+like(`'$NFPROM' -nonsense < /dev/null 2>&1`, qr/\Anfprom: -nonsense: no such flag\nUsage/, 'with 2>&1 the reason stands before the usage');
+
 done_testing;
