@@ -212,6 +212,7 @@ chain ip6tables-legacy 18446744073709551614:653
 (cd source && bash -c "$(cat ../legacy-line)") 2>&1 | out legacy-line
 settled; journal > /dev/null
 flags -variant legacy -ipv6; scrape | out legacy
+flags -variant legacy -ipv6 -list; scrape | out legacy-list; settled
 settled; journal | out legacy-journal
 systemd-analyze verify nfprom.socket nfprom@x.service nfprom@.service 2>&1 | out legacy-verify
 systemd-analyze security --no-pager nfprom@x.service | tail -n 1 | out legacy-security
@@ -435,6 +436,8 @@ is(fact('legacy-line'), '',                          'the drop-in is installed b
 is(packets('legacy'), 92,                            'with the drop-in the legacy tables are read');
 is(packets('legacy', l2proto => 'ipv6'), '18446744073709551614', 'those of IPv6 too');
 is_clean('legacy', 200);
+is(packets('legacy-list'), 92,                       'with -list too, where iptables takes the lock itself');
+is(packets('legacy-list', l2proto => 'ipv6'), '18446744073709551614', 'and those of IPv6');
 is(fact('legacy-journal'), '',                       'and nothing is in the journal');
 is(fact('legacy-verify'), '',                        'systemd-analyze verify has nothing to say of the drop-in');
 cmp_ok(exposure('legacy-security'), '<=', 3.0,       'systemd-analyze security: the exposure with the drop-in is 3.0 at most');
