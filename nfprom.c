@@ -35,6 +35,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <syslog.h>
@@ -308,11 +309,15 @@ static void grow(struct buffer *b, size_t n) {
     b->size = data ? size : b->size;
 }
 
-/* memcpy for what is short, as most is: the start of some memcpys is slow. (Compilers make no memcpy of a loop downwards.) */
+/* memcpy for what is short, as most is: the start of some memcpys is slow. The last bytes are copied over some of those before. */
 static inline void copy(char *to, const char *at, size_t n) {
-    size_t done = 0;
-    for (; n - done >= 8; done += 8) memcpy(to + done, at + done, 8);
-    for (; n > done; n--) to[n - 1] = at[n - 1];
+    if (n < 8) {
+        /* cppcheck-suppress arrayIndexOutOfBoundsCond ; it takes any n for that of a literal */
+        for (; n > 0; n--) to[n - 1] = at[n - 1];
+        return;
+    }
+    for (size_t i = 0; i < n - 8; i += 8) memcpy(to + i, at + i, 8);
+    memcpy(to + n - 8, at + n - 8, 8);
 }
 
 static inline void put(struct buffer *b, const char *at, size_t n) {
@@ -346,6 +351,16 @@ static char *put_digits(char *end, uint64_t n) {
     return end;
 }
 
+/* What follows the labels of a sample. */
+static void put_value(struct buffer *b, uint64_t n) {
+    char text[2 + DIGITS_MAX + 1], *end = text + sizeof text, *p = end;
+    *--p = '\n';
+    p = put_digits(p, n);
+    *--p = ' ';
+    *--p = '}';
+    put(b, p, (size_t)(end - p));
+}
+
 /* Length of the UTF-8 character at p (RFC 3629: no surrogates, nothing overlong, up to U+10FFFF), 0 if there is none. */
 static size_t utf8_length(const unsigned char *p, size_t left) {
     size_t n = *p < 0x80 ? 1 : *p < 0xc2 ? 0 : *p < 0xe0 ? 2 : *p < 0xf0 ? 3 : *p < 0xf5 ? 4 : 0;
@@ -357,9 +372,19 @@ static size_t utf8_length(const unsigned char *p, size_t left) {
     return bad ? 0 : n;
 }
 
+/* Whether a character of n bytes has no place in a page: HTML allows no C1 controls and no noncharacters, and the overrides and
+ * isolates of bidirectional text would show a rule as another. */
+static bool unfit(const unsigned char *p, size_t n) {
+    return (n == 2 && p[0] == 0xc2 && p[1] < 0xa0) ||
+           (n == 3 && p[0] == 0xe2 &&
+            ((p[1] == 0x80 && p[2] >= 0xaa && p[2] <= 0xae) || (p[1] == 0x81 && p[2] >= 0xa6 && p[2] <= 0xa9))) ||
+           (n == 3 && p[0] == 0xef && ((p[1] == 0xb7 && p[2] >= 0x90 && p[2] <= 0xaf) || (p[1] == 0xbf && p[2] >= 0xbe))) ||
+           (n == 4 && (p[1] & 0xf) == 0xf && p[2] == 0xbf && p[3] >= 0xbe);
+}
+
 /* Text out of a ruleset as the value of a label, with the three escapes of the exposition format, or as HTML. A byte that is not
  * UTF-8 becomes the four characters \xHH (the backslash escaped in its turn, in a label), and so do NUL, where Prometheus stops
- * reading, and the control characters that HTML does not allow. */
+ * reading, and in HTML the control characters and what else is unfit. */
 static void put_escaped(struct buffer *b, struct text value, bool html) {
     const char *run = value.at, *p = run, *end = p + value.len;
     while (p < end) {
@@ -368,6 +393,7 @@ static void put_escaped(struct buffer *b, struct text value, bool html) {
         size_t n = c >= ' ' && c < 0x7f ? !special : 0;
         if (n == 0 && !special && c != '\n' && c != '\0' && (!html || c > 0x7f))
             n = utf8_length((const unsigned char *)p, (size_t)(end - p));
+        if (html && n > 1 && unfit((const unsigned char *)p, n)) n = 0;
         p += n;
         if (n > 0) continue;
         put(b, run, (size_t)(p - run));
@@ -393,11 +419,11 @@ enum what { PACKETS, BYTES, INFO };
 
 struct series {
     uint64_t packets, bytes;
-    size_t labels;             /* offset into the family's text */
-    uint32_t len, comment_len; /* of the labels, and of `,comment="..."` behind them (SEED) */
-    uint32_t key_len;          /* so many bytes of the labels say what the rule matches */
-    uint32_t copies;           /* rules with this match so far; of the first of them only */
-    uint32_t hash;             /* of the key */
+    uint32_t labels, len;          /* where in the family's text; of a SEED, in its lines */
+    uint32_t comment, comment_len; /* of a SEED: `,comment="..."`, in the text */
+    uint32_t key_len; /* so many bytes of the labels say what the rule matches; of a ROW, the number of its chain */
+    uint32_t copies;  /* rules with this match so far; of the first of them only */
+    uint32_t hash;    /* of the key */
     enum kind kind;
 };
 
@@ -405,10 +431,10 @@ struct series {
 struct family {
     const char *l2proto, *name, *seed_labels; /* the last: what stands between direction and protocol */
     bool enabled, success, timed_out;
-    bool page;       /* every rule and policy becomes a ROW, with cells of HTML in place of labels */
-    size_t in_group; /* rows have been begun for the chains before this one */
+    bool page; /* every rule and policy becomes a ROW, with cells of HTML in place of labels */
     usec duration;
-    struct buffer text, series; /* the labels; struct series in the chain's order */
+    struct buffer lines;        /* the samples of PACKETS of all SEEDs, as they are sent */
+    struct buffer text, series; /* the labels of others; struct series in the chain's order */
     uint64_t *index;            /* open addressing: a key's hash << 32 | number of its first series + 1; 0: free */
     size_t slots;
     struct tally {
@@ -421,6 +447,10 @@ struct family {
 };
 
 static struct series *series_of(const struct family *f) { return (struct series *)(void *)f->series.data; }
+
+static const char *labels_of(const struct family *f, const struct series *s) {
+    return (s->kind == SEED ? f->lines.data : f->text.data) + s->labels;
+}
 
 static size_t count_series(const struct family *f) { return f->series.len / sizeof(struct series); }
 
@@ -440,8 +470,8 @@ static uint64_t *find_slot(const struct family *f, const struct series *s) {
     for (size_t h = s->hash;; h++) {
         uint64_t *slot = &f->index[h & (f->slots - 1)];
         const struct series *t = *slot >> 32 == s->hash && *slot ? &series_of(f)[(uint32_t)*slot - 1] : NULL;
-        if (!*slot ||
-            (t && t->key_len == s->key_len && memcmp(f->text.data + t->labels, f->text.data + s->labels, s->key_len) == 0))
+        if (!*slot || (t && t->kind == s->kind && t->key_len == s->key_len &&
+                       memcmp(labels_of(f, t), labels_of(f, s), s->key_len) == 0))
             return slot;
     }
 }
@@ -462,8 +492,9 @@ static bool grow_index(struct family *f) {
 
 /* How many rules with the match of *s there are so far, *s included. */
 static uint32_t count_copy(struct family *f, struct series *s) {
-    if (!f->text.failed) s->hash = hash_of(f->text.data + s->labels, s->key_len);
-    uint64_t *slot = f->text.failed ? NULL : find_slot(f, s);
+    bool failed = f->text.failed || f->lines.failed;
+    if (!failed) s->hash = hash_of(labels_of(f, s), s->key_len);
+    uint64_t *slot = failed ? NULL : find_slot(f, s);
     if (!slot || *slot == 0) s->copies = 1;
     if (slot && *slot == 0) *slot = (uint64_t)s->hash << 32 | (count_series(f) + 1);
     return s->copies ? 1 : ++series_of(f)[(uint32_t)*slot - 1].copies;
@@ -497,12 +528,13 @@ static void put_seed_labels(struct buffer *b, const struct config *cfg, const st
 /* The labels l2proto and rule. The key ends with the match: rules that differ in their target alone match the same. */
 static void put_rule_labels(struct buffer *b, const struct config *cfg, const struct family *f, const struct rule *rule,
                             struct series *s) {
+    s->labels = (uint32_t)b->len;
     put_chain(b, cfg, rule->chain);
     puts_to(b, "l2proto=\"");
     puts_to(b, f->l2proto);
     puts_to(b, "\",rule=\"");
     put_escaped(b, rule->match, false);
-    s->key_len = (uint32_t)(b->len - s->labels);
+    s->key_len = (uint32_t)b->len - s->labels;
     if (rule->match.len > 0 && rule->target.len > 0) put(b, " ", 1);
     put_escaped(b, rule->match.len + rule->target.len > 0 ? rule->target : (struct text)TEXT("*"), false);
     put(b, "\"", 1);
@@ -510,67 +542,70 @@ static void put_rule_labels(struct buffer *b, const struct config *cfg, const st
 
 static bool keep_series(struct family *f, const struct series *s) {
     put(&f->series, (const char *)s, sizeof *s);
-    return !f->text.failed && !f->series.failed;
+    return !f->text.failed && !f->lines.failed && !f->series.failed;
 }
 
 /* A rule becomes a series: of the seed's pair if its five labels express it and it is the first to match that, else of the
  * verbatim pair. False: out of memory, or of the room for it. */
 static bool add_rule(const struct config *cfg, struct family *f, const struct rule *rule) {
-    struct buffer *text = &f->text;
-    struct series s = {.packets = rule->packets, .bytes = rule->bytes, .labels = text->len, .kind = VERBATIM};
+    struct buffer *text = &f->text, *lines = &f->lines;
+    const size_t line = lines->len;
+    struct series s = {.packets = rule->packets, .bytes = rule->bytes, .kind = rule->expressible ? SEED : VERBATIM};
     struct tally *tally = &f->tallies[rule->chain];
     if (!grow_index(f)) return false;
-    if (rule->expressible) {
-        put_seed_labels(text, cfg, f, rule);
-        s.key_len = s.len = (uint32_t)(text->len - s.labels);
+    if (s.kind == SEED) {
+        puts_to(lines, cfg->namespace);
+        puts_to(lines, "_packets_total{");
+        s.labels = (uint32_t)lines->len;
+        put_seed_labels(lines, cfg, f, rule);
+        s.key_len = s.len = (uint32_t)lines->len - s.labels;
     } else {
         put_rule_labels(text, cfg, f, rule, &s);
     }
     uint32_t copy = count_copy(f, &s);
-    if (rule->expressible && copy == 1) {
-        s.kind = SEED;
+    if (s.kind == SEED && copy == 1) {
+        put_value(lines, rule->packets);
+        s.comment = (uint32_t)text->len;
         if (rule->comment.at) put_label(text, ",comment", "", rule->comment);
-        s.comment_len = (uint32_t)(text->len - s.labels) - s.len;
+        s.comment_len = (uint32_t)text->len - s.comment;
         tally->exported++;
         tally->nonterminal += !rule->terminal;
     } else {
         char dup[16] = "";
         if (copy > 1) snprintf(dup, sizeof dup, "%u", copy);
-        if (rule->expressible) {
-            text->len = s.labels;
-            put_rule_labels(text, cfg, f, rule, &s);
-        }
+        if (s.kind == SEED) put_rule_labels(text, cfg, f, rule, &s);
+        s.kind = VERBATIM;
+        lines->len = line;
         put_label(text, ",comment", "", rule->comment);
         put_label(text, ",dup", dup, (struct text)TEXT(""));
-        s.len = (uint32_t)(text->len - s.labels);
+        s.len = (uint32_t)text->len - s.labels;
         ++*(copy > 1 ? &tally->duplicate : &tally->other);
     }
     return keep_series(f, &s);
 }
 
 static bool add_policy(const struct config *cfg, struct family *f, const struct rule *rule) {
-    struct series s = {.packets = rule->packets, .bytes = rule->bytes, .labels = f->text.len, .kind = POLICY};
+    struct series s = {.packets = rule->packets, .bytes = rule->bytes, .labels = (uint32_t)f->text.len, .kind = POLICY};
     put_chain(&f->text, cfg, rule->chain);
     putf(&f->text, "l2proto=\"%s\"", f->l2proto);
     put_label(&f->text, ",policy", "", rule->target);
-    s.len = (uint32_t)(f->text.len - s.labels);
+    s.len = (uint32_t)f->text.len - s.labels;
     return keep_series(f, &s);
 }
 
 static void add_up(uint64_t *sum, uint64_t n) { *sum = *sum > UINT64_MAX - n ? UINT64_MAX : *sum + n; }
 
 /* The same for the page: the cells up to the numbers. */
-static bool add_row(const struct config *cfg, struct family *f, const struct rule *rule, bool policy) {
+static bool add_row(struct family *f, const struct rule *rule, bool policy) {
     static const char *const directions[] = {"\u2013", "in", "out"};
-    struct series s = {.packets = rule->packets, .bytes = rule->bytes, .labels = f->text.len, .kind = ROW};
+    struct series s = {.packets = rule->packets,
+                       .bytes = rule->bytes,
+                       .labels = (uint32_t)f->text.len,
+                       .kind = ROW,
+                       .key_len = (uint32_t)rule->chain};
     struct buffer *b = &f->text;
     const struct value *cells[] = {&rule->address, &rule->protocol, &rule->port};
     const enum direction direction = rule->expressible ? rule->direction : DIRECTION_NONE;
-    if (f->in_group != rule->chain + 1) {
-        putf(b, "\n<tbody><tr><th colspan=8 scope=rowgroup>%s, chain ", f->name);
-        put_escaped(b, cfg->chains[rule->chain], true);
-        f->in_group = rule->chain + 1;
-    }
     puts_to(b, "\n<tr><th scope=row>");
     put_escaped(b, rule->comment, true);
     puts_to(b, policy ? "policy <code>" : "<code>");
@@ -584,7 +619,8 @@ static bool add_row(const struct config *cfg, struct family *f, const struct rul
     }
     puts_to(b, "<td>");
     puts_to(b, directions[direction]);
-    s.len = (uint32_t)(b->len - s.labels);
+    s.len = (uint32_t)b->len - s.labels;
+    f->tallies[rule->chain].exported++;
     f->tallies[0].nonterminal += rule->expressible && !rule->terminal;
     add_up(&f->totals[direction].packets, rule->packets);
     add_up(&f->totals[direction].bytes, rule->bytes);
@@ -592,19 +628,19 @@ static bool add_row(const struct config *cfg, struct family *f, const struct rul
 }
 
 static bool add_item(const struct config *cfg, struct family *f, const struct rule *rule, bool policy) {
-    return f->page ? add_row(cfg, f, rule, policy) : policy ? add_policy(cfg, f, rule) : add_rule(cfg, f, rule);
+    return f->page ? add_row(f, rule, policy) : policy ? add_policy(cfg, f, rule) : add_rule(cfg, f, rule);
 }
 
 static void forget(struct family *f) {
     if (f->text.data) memset(f->tallies, 0, sizeof f->tallies);
     memset(f->totals, 0, sizeof f->totals);
-    f->in_group = 0;
+    if (f->lines.data) munmap(f->lines.data, f->lines.size);
     if (f->text.data) munmap(f->text.data, f->text.size);
     if (f->series.data) munmap(f->series.data, f->series.size);
     if (f->index) munmap(f->index, f->slots * sizeof *f->index);
     f->index = NULL;
     f->slots = 0;
-    f->text = f->series = (struct buffer){.max = STORE_MAX};
+    f->lines = f->text = f->series = (struct buffer){.max = STORE_MAX};
 }
 
 /* ---- one run of iptables-save --------------------------------------------------------------------------- */
@@ -716,7 +752,7 @@ static enum item read_run(const struct config *cfg, struct run *run, struct rule
         if (ready < 0 || !fds[0].revents) continue;
         size_t room;
         char *to = ruleset_room(rs, &room);
-        ssize_t n = read(run->out, to, room);
+        ssize_t n = read(run->out, to, room < READ_SIZE ? room : READ_SIZE); /* more would only take more memory */
         if (n < 0) continue;
         ruleset_fed(rs, (size_t)n);
         item = take_items(cfg, rs, f);
@@ -846,6 +882,7 @@ static bool run_once(const struct config *cfg, struct family *f, struct ruleset 
     /* What can wait is done while the command gets going; and what is written before a fork is copied after it. */
     forget(f);
     ruleset_begin(rs, cfg->list ? NULL : cfg->table, cfg->chains, cfg->nchains);
+    grow(&f->lines, 1);
     grow(&f->text, 1);
     grow(&f->series, 1);
     grow_index(f);
@@ -910,13 +947,9 @@ static void put_series(struct buffer *out, const struct config *cfg, const struc
             }
             headed = true;
             put(out, start, start_len);
-            put(out, f->text.data + s->labels, s->len + (what == INFO ? s->comment_len : 0));
-            char end[2 + DIGITS_MAX + 1], *p = end + sizeof end;
-            *--p = '\n';
-            p = put_digits(p, what == INFO ? 1 : what == BYTES ? s->bytes : s->packets);
-            *--p = ' ';
-            *--p = '}';
-            put(out, p, (size_t)(end + sizeof end - p));
+            put(out, labels_of(f, s), s->len);
+            if (what == INFO) put(out, f->text.data + s->comment, s->comment_len);
+            put_value(out, what == INFO ? 1 : what == BYTES ? s->bytes : s->packets);
         }
     }
 }
@@ -938,19 +971,25 @@ static void put_tallies(struct buffer *out, const struct config *cfg, const stru
     }
 }
 
-static void put_exposition(struct buffer *out, const struct config *cfg, const struct family *families, bool openmetrics) {
+/* Returns where the lines of the families belong: the samples that were made as the rules came in, half of a large answer, and
+ * that are sent from where they are. */
+static size_t put_exposition(struct buffer *out, const struct config *cfg, const struct family *families,
+                             bool openmetrics) {
     static const char *const kinds[] = {"exported", "other", "duplicate"};
     static const struct {
         const char *name, *help;
         enum kind kind;
         enum what what;
-    } all[] = {{"packets", "Packets of a rule that the labels express.", SEED, PACKETS},
-               {"bytes", "Bytes of a rule that the labels express.", SEED, BYTES},
+    } all[] = {{"bytes", "Bytes of a rule that the labels express.", SEED, BYTES},
                {"rule_info", "Comment of a rule that the labels express.", SEED, INFO},
                {"rule_packets", "Packets of any other rule.", VERBATIM, PACKETS},
                {"rule_bytes", "Bytes of any other rule.", VERBATIM, BYTES},
                {"policy_packets", "Packets that a chain's policy got.", POLICY, PACKETS},
                {"policy_bytes", "Bytes that a chain's policy got.", POLICY, BYTES}};
+    if (families[0].lines.len + families[1].lines.len > 0)
+        put_head(out, cfg, openmetrics ? "packets" : "packets_total", "counter",
+                 "Packets of a rule that the labels express.");
+    const size_t here = out->len;
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         put_series(out, cfg, families, openmetrics, all[i].name, all[i].help, all[i].kind, all[i].what);
     put_head(out, cfg, "rules", "gauge", "Rules: exported by their labels, other, and duplicates of either.");
@@ -968,6 +1007,30 @@ static void put_exposition(struct buffer *out, const struct config *cfg, const s
             putf(out, "%s_scrape_duration_seconds{l2proto=\"%s\"} %lld.%06lld\n", cfg->namespace, f->l2proto,
                  f->duration / SECOND, f->duration % SECOND);
     if (openmetrics) puts_to(out, "# EOF\n");
+    return here;
+}
+
+enum { PARTS = 4 };
+
+/* An answer in parts: a buffer from its first byte `from` on, with the lines of the families at `here`. */
+static void part(struct iovec *parts, const struct buffer *out, size_t from, size_t here, const struct family *families) {
+    parts[0] = (struct iovec){out->data + from, here - from};
+    parts[1] = (struct iovec){families[0].lines.data, families[0].lines.len};
+    parts[2] = (struct iovec){families[1].lines.data, families[1].lines.len};
+    parts[3] = (struct iovec){out->data + here, out->len - here};
+}
+
+/* Takes n bytes off the front of what is left. The part that comes next, NULL if there is none. */
+static struct iovec *take_sent(struct iovec *parts, ssize_t n) {
+    struct iovec *next = NULL;
+    for (size_t i = 0, left = n > 0 ? (size_t)n : 0; i < PARTS && !next; i++) {
+        size_t here = left < parts[i].iov_len ? left : parts[i].iov_len;
+        parts[i].iov_base = (char *)parts[i].iov_base + here;
+        parts[i].iov_len -= here;
+        left -= here;
+        next = parts[i].iov_len > 0 ? &parts[i] : NULL;
+    }
+    return next;
 }
 
 /* Reads the enabled families (all zero before), and logs what fails: 200 if one succeeded, else 504 if one was out of time, else 503. */
@@ -995,24 +1058,27 @@ static const char page_head[] =
     "<!DOCTYPE html>\n<html lang=en><meta charset=utf-8><meta name=viewport content=\"width=device-width\">\n"
     "<title>nfprom</title>\n<style>\n"
     ":root{color-scheme:light dark;--line:#8886;--bar:#2f6fd0}\n"
-    "body{font:1rem/1.45 system-ui,sans-serif;max-width:80rem;margin:0 auto;padding:1rem}\n"
+    "body{font:1rem/1.45 system-ui,sans-serif;max-width:80rem;margin:0 auto;padding:1rem;overflow-wrap:anywhere}\n"
     "h1{font-size:1.4rem;margin:0}\n"
-    "table{border-collapse:collapse;width:100%}\n"
+    "table{border-collapse:collapse;width:100%;overflow-wrap:normal;font-variant-numeric:tabular-nums}\n"
     "caption{text-align:left;padding-bottom:.5rem}\n"
-    "th,td{text-align:left;vertical-align:top;padding:.25rem .5rem;border-bottom:1px solid var(--line)}\n"
-    "th[scope=row]{font-weight:normal;overflow-wrap:anywhere}\n"
+    "th,td{text-align:left;vertical-align:baseline;padding:.25rem .5rem;border-bottom:1px solid var(--line)}\n"
+    "thead th{position:sticky;top:0;background:Canvas;box-shadow:0 1px var(--line)}\n"
+    "th[scope=row]{font-weight:normal}tbody th,tbody td:nth-child(2),tbody td:nth-child(4){overflow-wrap:anywhere}\n"
+    "thead th:first-child{min-width:8rem}thead th:nth-child(2){min-width:9.5rem}thead th:nth-child(4){min-width:3.5rem}\n"
     "th[scope=rowgroup]{padding-top:1rem}\n"
     "code{display:block;font-size:.85em;opacity:.85}\n"
-    "td:nth-child(6),td:nth-child(7),thead th:nth-child(n+6):not(:last-child){text-align:right;white-space:nowrap}\n"
-    "td:last-child{min-width:7rem;font-variant-numeric:tabular-nums}\n"
+    "td:nth-last-child(-n+3):not(:last-child),thead th:nth-last-child(-n+3):not(:last-child){text-align:right;white-space:nowrap}\n"
+    "td:last-child{min-width:6rem}\n"
     "i{display:block;height:.5rem;background:var(--bar)}\n"
-    "@media(max-width:60rem){\n"
+    "@media(max-width:67rem){\n"
     "thead{position:absolute;left:-9999px}\n"
     "tr{display:grid;grid-template-columns:1fr 1fr;padding:.4rem 0;border-bottom:1px solid var(--line)}\n"
-    "th,td{border:0;padding:.1rem .25rem}th,td:last-child{grid-column:1/-1}td:nth-child(n){text-align:left}\n"
-    "td::before{opacity:.7}td:nth-child(2)::before{content:'Address '}td:nth-child(3)::before{content:'Protocol '}\n"
-    "td:nth-child(4)::before{content:'Port '}td:nth-child(5)::before{content:'Direction '}\n"
-    "td:nth-child(6)::before{content:'Packets '}td:nth-child(7)::before{content:'Bytes '}\n"
+    "th,td{border:0;padding:.1rem .25rem}tbody th,tfoot th,td:last-child{grid-column:1/-1}\n"
+    "td:nth-child(n):nth-last-child(n){text-align:left;white-space:normal;overflow-wrap:anywhere}\n"
+    "td::before{opacity:.7}tbody td:nth-child(2)::before{content:'Address '}tbody td:nth-child(3)::before{content:'Protocol '}\n"
+    "tbody td:nth-child(4)::before{content:'Port '}tbody td:nth-child(5)::before{content:'Direction '}\n"
+    "td:nth-last-child(3)::before{content:'Packets '}td:nth-last-child(2)::before{content:'Bytes '}\n"
     "td:last-child::before{content:'Share '}}\n"
     "</style>\n<h1>nfprom</h1>\n";
 
@@ -1038,7 +1104,20 @@ static void put_numbers(struct buffer *b, uint64_t packets, uint64_t bytes, doub
     putf(b, "<td>%.*f %s<td>%.1f %%<i style=\"width:%.1f%%\"></i>", unit > 0, size, units[unit], share, share);
 }
 
-static void put_rows(struct buffer *b, const struct family *families) {
+/* The rows of a chain. In the table of iptables-save the policies of all chains stand before the rules of the first. */
+static void put_group(struct buffer *b, const struct config *cfg, const struct family *f, size_t chain, double all) {
+    const struct series *s = series_of(f);
+    if (f->tallies[chain].exported == 0) return;
+    putf(b, "\n<tbody><tr><th colspan=8 scope=rowgroup>%s, chain ", f->name);
+    put_escaped(b, cfg->chains[chain], true);
+    for (size_t left = count_series(f); left > 0; left--, s++) {
+        if (s->key_len != chain) continue;
+        put(b, f->text.data + s->labels, s->len);
+        put_numbers(b, s->packets, s->bytes, all);
+    }
+}
+
+static void put_rows(struct buffer *b, const struct config *cfg, const struct family *families) {
     static const char *const names[] = {[DIRECTION_NONE] = "Neither", [DIRECTION_IN] = "In", [DIRECTION_OUT] = "Out"};
     static const enum direction order[] = {DIRECTION_IN, DIRECTION_OUT, DIRECTION_NONE};
     struct total totals[3] = {{0, 0}, {0, 0}, {0, 0}};
@@ -1050,22 +1129,38 @@ static void put_rows(struct buffer *b, const struct family *families) {
         all += (double)t->bytes;
     }
     puts_to(b, table_head);
-    for (const struct family *f = families; f < families + 2; f++) {
-        const struct series *s = series_of(f);
-        for (size_t left = count_series(f); left > 0; left--, s++) {
-            put(b, f->text.data + s->labels, s->len);
-            put_numbers(b, s->packets, s->bytes, all);
-        }
-    }
+    for (const struct family *f = families; f < families + 2; f++)
+        for (size_t chain = 0; chain < cfg->nchains; chain++) put_group(b, cfg, f, chain, all);
     puts_to(b, "\n<tfoot><tr><th colspan=8 scope=rowgroup>Totals");
     for (int i = 0; i < 3; i++) {
-        putf(b, "\n<tr><th scope=row>%s<td>\u2013<td>\u2013<td>\u2013<td>\u2013", names[order[i]]);
+        putf(b, "\n<tr><th scope=row colspan=5>%s", names[order[i]]);
         put_numbers(b, totals[order[i]].packets, totals[order[i]].bytes, all);
     }
     puts_to(b, "\n</table>\n");
 }
 
-static void put_page(struct buffer *b, const struct family *families) {
+static void put_empty(struct buffer *b, const struct config *cfg, const struct family *f) {
+    for (size_t chain = 0; chain < cfg->nchains; chain++) {
+        if (f->tallies[chain].exported > 0) continue;
+        puts_to(b, "<p>There is no rule in the chain ");
+        put_escaped(b, cfg->chains[chain], true);
+        putf(b, " of %s.\n", f->name);
+    }
+}
+
+/* A sentence, which may have come in several lines. */
+static void put_reason(struct buffer *b, const struct family *f) {
+    putf(b, "<p role=alert><strong>%s could not be read:</strong>", f->name);
+    for (const char *p = f->reason; *p; p += *p == '\n') {
+        size_t len = strcspn(p, "\n");
+        puts_to(b, " ");
+        put_escaped(b, (struct text){p, len}, true);
+        p += len;
+    }
+    puts_to(b, "\n");
+}
+
+static void put_page(struct buffer *b, const struct config *cfg, const struct family *families) {
     char at[40];
     time_t t = time(NULL);
     struct tm tm;
@@ -1076,16 +1171,12 @@ static void put_page(struct buffer *b, const struct family *families) {
         if (f->success) {
             putf(b, "<p>%s read at <time>%s</time> UTC in %lld.%lld ms.\n", f->name, at, f->duration / MS,
                  f->duration / 100 % 10);
+            put_empty(b, cfg, f);
         } else if (f->enabled) {
-            putf(b, "<p role=alert><strong>%s could not be read:</strong> ", f->name);
-            put_escaped(b, (struct text){f->reason, strlen(f->reason)}, true);
-            puts_to(b, "\n");
+            put_reason(b, f);
         }
     }
-    if (count_series(&families[0]) + count_series(&families[1]) > 0)
-        put_rows(b, families);
-    else if (families[0].success || families[1].success)
-        puts_to(b, "<p>There is no rule in the chain.\n");
+    if (count_series(&families[0]) + count_series(&families[1]) > 0) put_rows(b, cfg, families);
     if (nonterminal > 0)
         putf(b, "<p>After %lu of these rules a packet goes on to the next one: a total may count it more than once.\n",
              nonterminal);
@@ -1126,21 +1217,22 @@ static bool client_gone(void) {
 
 /* 0 if all is sent; -1 if the client went away, or does not read until the deadline: there is nobody to tell; 1 if standard
  * output cannot be written at all. */
-static int send_all(const char *p, size_t len, usec deadline) {
-    while (len > 0) {
-        struct pollfd fd = {.fd = STDOUT_FILENO, .events = POLLOUT};
-        ssize_t n = send(STDOUT_FILENO, p, len, MSG_DONTWAIT | MSG_NOSIGNAL);
-        if (n < 0 && errno == ENOTSOCK) /* a pipe that poll calls writable takes so much without blocking */
-            n = poll(&fd, 1, ms_until(deadline)) > 0 ? write(STDOUT_FILENO, p, len < 4096 ? len : 4096)
-                                                     : (errno = EAGAIN, -1);
+static int send_all(struct iovec *parts, usec deadline) {
+    struct pollfd fd = {.fd = STDOUT_FILENO, .events = POLLOUT};
+    struct iovec *next;
+    for (ssize_t n = 0; (next = take_sent(parts, n));) {
+        if (n != 0 && (poll(&fd, 1, ms_until(deadline)) == 0 || now() >= deadline)) return -1;
+        struct msghdr message = {.msg_iov = next, .msg_iovlen = (size_t)(parts + PARTS - next)};
+        n = sendmsg(STDOUT_FILENO, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+        if (n < 0 && errno == ENOTSOCK) { /* a pipe that poll calls writable takes so much without blocking */
+            size_t len = next->iov_len < 4096 ? next->iov_len : 4096;
+            n = poll(&fd, 1, ms_until(deadline)) > 0 ? write(STDOUT_FILENO, next->iov_base, len) : (errno = EAGAIN, -1);
+        }
         if (n < 0 && errno != EAGAIN && errno != EINTR) {
             bool gone = client_gone();
             if (!gone) log_line("cannot answer: %s", strerror(errno));
             return gone ? -1 : 1;
         }
-        p += n > 0 ? n : 0;
-        len -= n > 0 ? (size_t)n : 0;
-        if (len > 0 && (poll(&fd, 1, ms_until(deadline)) == 0 || now() >= deadline)) return -1;
     }
     return 0;
 }
@@ -1156,19 +1248,23 @@ static void drain(usec deadline) {
         n = read(STDIN_FILENO, waste, sizeof waste);
 }
 
-/* The exit status: 1 if the answer could not be written. Sends it in one piece, its head put right in front of the body, which begins HEAD_ROOM bytes into its buffer. */
-static int answer(const struct status *status, const char *type, const struct buffer *body, bool head_only, usec deadline) {
+/* Sends an answer in one piece, its head put right in front of the first part, where there is HEAD_ROOM. The exit status: 1 if it
+ * could not be written. */
+static int answer(const struct status *status, const char *type, struct iovec *parts, bool head_only, usec deadline) {
     char head[HEAD_ROOM], date[40];
     time_t t = time(NULL);
     struct tm tm;
-    size_t body_len = body->len - HEAD_ROOM;
+    size_t len = 0;
+    for (int i = 0; i < PARTS; i++) len += parts[i].iov_len;
     strftime(date, sizeof date, "%a, %d %b %Y %H:%M:%S GMT", gmtime_r(&t, &tm));
     int n = snprintf(head, sizeof head,
                      "HTTP/1.1 %d %s\r\nDate: %s\r\n%sContent-Type: %s; charset=utf-8\r\nContent-Length: %zu\r\n"
                      "Connection: close\r\n\r\n",
-                     status->code, status->phrase, date, status->code == 405 ? "Allow: GET, HEAD\r\n" : "", type, body_len);
-    memcpy(body->data + HEAD_ROOM - n, head, (size_t)n);
-    int sent = send_all(body->data + HEAD_ROOM - n, (size_t)n + (head_only ? 0 : body_len), deadline);
+                     status->code, status->phrase, date, status->code == 405 ? "Allow: GET, HEAD\r\n" : "", type, len);
+    parts[0].iov_base = memcpy((char *)parts[0].iov_base - n, head, (size_t)n);
+    parts[0].iov_len = (size_t)n + (head_only ? 0 : parts[0].iov_len);
+    for (int i = 1; i < PARTS; i++) parts[i].iov_len = head_only ? 0 : parts[i].iov_len;
+    int sent = send_all(parts, deadline);
     if (sent == 0) drain(deadline);
     return sent > 0;
 }
@@ -1184,7 +1280,8 @@ static int answer_text(int code, const char *type, const char *text, bool head_o
     static char data[HEAD_ROOM + 2 * REASON_MAX + 100];
     struct buffer body = {.data = data, .len = HEAD_ROOM, .size = sizeof data};
     puts_to(&body, text ? text : find_status(code)->text);
-    return answer(find_status(code), type, &body, head_only, deadline);
+    struct iovec parts[PARTS] = {{data + HEAD_ROOM, body.len - HEAD_ROOM}};
+    return answer(find_status(code), type, parts, head_only, deadline);
 }
 
 /* Reads a request into buf. Its status (request_parse), 408, 0 if there is nobody to answer, -1 if input fails. */
@@ -1235,12 +1332,17 @@ static int answer_scrape(const struct config *cfg, const struct request *req, bo
                        : openmetrics ? "application/openmetrics-text; version=1.0.0"
                                      : "text/plain; version=0.0.4";
     if (status != 200 && !page) return answer_reasons(families, status, head_only, deadline);
+    size_t here = HEAD_ROOM;
     put(&body, room, sizeof room);
     if (page)
-        put_page(&body, families);
+        put_page(&body, cfg, families);
     else
-        put_exposition(&body, cfg, families, openmetrics);
-    if (body.data && !body.failed) return answer(find_status(status), type, &body, head_only, deadline) || status != 200;
+        here = put_exposition(&body, cfg, families, openmetrics);
+    if (body.data && !body.failed) {
+        struct iovec parts[PARTS];
+        part(parts, &body, HEAD_ROOM, here, families);
+        return answer(find_status(status), type, parts, head_only, deadline) || status != 200;
+    }
     log_line("no memory for the response");
     answer_text(503, "text/plain", NULL, head_only, deadline);
     return 1;
@@ -1276,14 +1378,15 @@ static int print_exposition(const struct config *cfg) {
     static struct family families[2];
     static struct buffer out = {.max = RESPONSE_MAX};
     if (scrape(cfg, families, false, now() + cfg->timeout) != 200) return 1;
-    put_exposition(&out, cfg, families, false);
-    size_t done = 0;
-    while (!out.failed && done < out.len) {
-        ssize_t n = write(STDOUT_FILENO, out.data + done, out.len - done);
+    size_t here = put_exposition(&out, cfg, families, false);
+    struct iovec parts[PARTS];
+    part(parts, &out, 0, here, families);
+    ssize_t n = 0;
+    for (struct iovec *next; !out.failed && (next = take_sent(parts, n));) {
+        n = write(STDOUT_FILENO, next->iov_base, next->iov_len);
         if (n < 0 && errno != EINTR) break;
-        done += n > 0 ? (size_t)n : 0;
     }
-    bool ok = !out.failed && done == out.len && close(STDOUT_FILENO) == 0; /* some file systems tell only then */
+    bool ok = !out.failed && n >= 0 && close(STDOUT_FILENO) == 0; /* some file systems tell only then */
     if (!ok) log_line("cannot print: %s", out.failed ? "no memory" : strerror(errno));
     return !ok;
 }

@@ -220,7 +220,7 @@ SKIP: {
         ['write 1 EINTR',     '0 '],
         ['write 1+ short',    '0 '],
         ['write 1 ENOSPC',    '1 nfprom: cannot print: No space left on device\n'],
-        ['write 2 EIO',       '0 ', 'maybe'],
+        ['write 2 EIO',       '1 nfprom: cannot print: [^\n]+\n'],
         ['close 1+ EDQUOT',   '1 nfprom: cannot print: [^\n]+\n'],
         ['memory 2+ ENOMEM',  '1 nfprom: [^\n]+\n'],
     ) {

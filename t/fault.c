@@ -21,7 +21,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ptrace.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <sys/user.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -113,6 +115,8 @@ int main(int argc, char **argv) {
     ptrace(PTRACE_INTERRUPT, command, 0, 0);
 
     int started = 0;
+    unsigned long long piece = 0;
+    long piece_len = 0;
     for (pid_t pid; (pid = waitpid(-1, &status, __WALL)) > 0;) {
         if (pid == command && !WIFSTOPPED(status)) last = status;
         if (!WIFSTOPPED(status)) continue;
@@ -136,12 +140,20 @@ int main(int argc, char **argv) {
                 chosen |= (long)regs.orig_rax == calls[c].numbers[i] && (i == 0 || calls[c].numbers[i] != 0);
             if (info.op == at && started && chosen && (++seen == when || (later && seen > when))) {
                 if (faults >= 0) (void)!write(faults, ".", 1);
-                if (effect == SHORT && regs.rdx > 1)
+                if (effect == SHORT && regs.orig_rax == SYS_sendmsg) { /* the first of its pieces, until it returns */
+                    piece = (unsigned long long)get(pid, regs.rsi + offsetof(struct msghdr, msg_iov)) + offsetof(struct iovec, iov_len);
+                    piece_len = get(pid, piece);
+                    set(pid, regs.rsi + offsetof(struct msghdr, msg_iovlen), 1);
+                    set(pid, piece, 1);
+                } else if (effect == SHORT && regs.rdx > 1)
                     set_register(pid, offsetof(struct user, regs.rdx), 1);
                 else if (closing)
                     set_register(pid, offsetof(struct user, regs.rax), -effect);
                 else if (effect > 0)
                     set_register(pid, offsetof(struct user, regs.orig_rax), -1);
+            } else if (info.op == PTRACE_SYSCALL_INFO_EXIT && piece != 0) {
+                set(pid, piece, piece_len);
+                piece = 0;
             } else if (info.op == PTRACE_SYSCALL_INFO_EXIT && effect > 0 && (long)regs.orig_rax == -1) {
                 set_register(pid, offsetof(struct user, regs.rax), -effect);
             } else if (info.op == PTRACE_SYSCALL_INFO_EXIT && effect == JUMP && chosen) {
