@@ -344,10 +344,14 @@ static void putf(struct buffer *b, const char *format, ...) {
 
 enum { DIGITS_MAX = 20 };
 
-/* Writes the digits of n up to `end` and returns where they begin. */
+/* Writes the digits of n up to `end`, two at a time, and returns where they begin. */
 static char *put_digits(char *end, uint64_t n) {
-    do *--end = (char)('0' + n % 10);
-    while ((n /= 10) > 0);
+    static const char pairs[] =
+        "0001020304050607080910111213141516171819202122232425262728293031323334353637383940414243444546474849"
+        "5051525354555657585960616263646566676869707172737475767778798081828384858687888990919293949596979899";
+    for (; n >= 100; n /= 100) memcpy(end -= 2, pairs + n % 100 * 2, 2);
+    *--end = pairs[n * 2 + 1];
+    if (n >= 10) *--end = pairs[n * 2];
     return end;
 }
 

@@ -222,6 +222,22 @@ static const struct text long_names[] = {
     TEXT("--object-pinned"), {NULL, 0}};
 /* clang-format on */
 
+/* The options that the five labels can say. */
+static const struct side {
+    struct text name;
+    enum direction direction;
+    bool port;
+} sides[] = {{TEXT("-p"), DIRECTION_NONE, false},     {TEXT("-s"), DIRECTION_OUT, false},
+             {TEXT("-d"), DIRECTION_IN, false},       {TEXT("--sport"), DIRECTION_OUT, true},
+             {TEXT("--sports"), DIRECTION_OUT, true}, {TEXT("--dport"), DIRECTION_IN, true},
+             {TEXT("--dports"), DIRECTION_IN, true}};
+
+static const struct side *find_side(struct text option) {
+    for (size_t i = 0; i < sizeof sides / sizeof *sides; i++)
+        if (same(option, sides[i].name)) return &sides[i];
+    return NULL;
+}
+
 /* The quote that ends the string at p, NULL if there is none. */
 static const char *string_end(const char *p, const char *end) {
     const char *quote = memchr(p, '"', (size_t)(end - p)), *slash;
@@ -247,10 +263,12 @@ static enum word next_word(struct words *w, struct text *word) {
     *word = between(p, to);
     w->at = to;
     bool option = w->next == ANY && *p == '-' && (w->comment == 2 || !text_is(*word, "--comment"));
-    bool is_long = option && word->len > 2;
-    w->next = is_long && one_of(*word, string_options)                      ? STRING
-              : option && one_of(*word, is_long ? long_names : short_names) ? NAME
-                                                                            : ANY;
+    if (!option || find_side(*word)) /* most words, most options */
+        w->next = ANY;
+    else if (word->len > 2)
+        w->next = one_of(*word, string_options) ? STRING : one_of(*word, long_names) ? NAME : ANY;
+    else
+        w->next = one_of(*word, short_names) ? NAME : ANY;
     w->comment = text_is(*word, "-m") ? 1 : w->comment == 1 && text_is(*word, "comment") ? 2 : 0;
     return WORD;
 }
@@ -327,22 +345,6 @@ static const struct text terminal_targets[] = {TEXT("ACCEPT"),     TEXT("DROP"),
                                                TEXT("QUEUE"),      TEXT("NFQUEUE"),  TEXT("SNAT"),   TEXT("DNAT"),
                                                TEXT("MASQUERADE"), TEXT("REDIRECT"), TEXT("NETMAP"), TEXT("TPROXY"),
                                                TEXT("SYNPROXY"),   TEXT("TARPIT"),   {NULL, 0}};
-
-/* The options that the five labels can say. */
-static const struct side {
-    struct text name;
-    enum direction direction;
-    bool port;
-} sides[] = {{TEXT("-p"), DIRECTION_NONE, false},     {TEXT("-s"), DIRECTION_OUT, false},
-             {TEXT("-d"), DIRECTION_IN, false},       {TEXT("--sport"), DIRECTION_OUT, true},
-             {TEXT("--sports"), DIRECTION_OUT, true}, {TEXT("--dport"), DIRECTION_IN, true},
-             {TEXT("--dports"), DIRECTION_IN, true}};
-
-static const struct side *find_side(struct text option) {
-    for (size_t i = 0; i < sizeof sides / sizeof *sides; i++)
-        if (same(option, sides[i].name)) return &sides[i];
-    return NULL;
-}
 
 /* Puts an option into its field. False if it is there already, or if it names the other side than the one before. */
 static bool take_option(struct rule *rule, const struct side *side, struct value value) {
