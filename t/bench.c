@@ -10,8 +10,9 @@
  *   tcp PORT                  a request for /metrics to 127.0.0.1
  *   parse CHAIN FILE          FILE through the reader of rulesets, in this process
  *
- * A line for each run: number of the command, then in microseconds wall time, own CPU time (own, parse) and CPU time of the
- * process and its children (pipe, http, own), the own peak memory in KiB (own), bytes read. A run that fails ends it all.
+ * A line for each run: number of the command, then in microseconds wall time to the end of the process, wall time to the end of
+ * its answer, own CPU time (own, parse) and CPU time of the process and its children (pipe, http, own), the own peak memory in
+ * KiB (own), bytes read. A run that fails ends it all.
  *
  * Under a name that ends in -save it plays the iptables-save that costs least: the file BENCH_FILE to standard output, in writes of
  * BENCH_CHUNK bytes. */
@@ -36,7 +37,7 @@
 extern char **environ;
 
 struct taken {
-    double wall, own, all; /* microseconds */
+    double wall, answered, own, all; /* microseconds */
     long peak;             /* KiB */
     size_t bytes;
 };
@@ -155,6 +156,7 @@ static void run_http(char **argv, struct taken *t, bool look) {
     pid_t pid = spawn(argv, fds[1], true);
     ask(fds[0]);
     t->bytes = read_answer(fds[0]);
+    t->answered = clock_us(CLOCK_MONOTONIC) - t->wall;
     if (look) look_at(pid, t);
     close(fds[0]);
     reap(pid, *argv, t);
@@ -216,7 +218,7 @@ static struct taken run(char **argv) {
     struct taken t = {.bytes = 0};
     for (; *argv && strchr(*argv, '='); argv++) putenv(*argv);
     const char *kind = *argv && argv[1] ? *argv++ : "";
-    double started = clock_us(CLOCK_MONOTONIC);
+    const double started = t.wall = clock_us(CLOCK_MONOTONIC);
     if (strcmp(kind, "pipe") == 0)
         run_pipe(argv, &t);
     else if (strcmp(kind, "http") == 0 || strcmp(kind, "own") == 0)
@@ -242,7 +244,7 @@ int main(int argc, char **argv) {
         for (int i = 2, number = 0; i < argc; i++, number++) {
             if (gap > 0) rest(gap);
             struct taken t = run(argv + i);
-            printf("%d %.1f %.1f %.0f %ld %zu\n", number, t.wall, t.own, t.all, t.peak, t.bytes);
+            printf("%d %.1f %.1f %.1f %.0f %ld %zu\n", number, t.wall, t.answered, t.own, t.all, t.peak, t.bytes);
             while (i < argc && argv[i]) i++;
         }
     }

@@ -1,0 +1,410 @@
+#!/usr/bin/perl
+
+# The recipes of README.md, each as it stands there, under a real systemd in a container over this machine's own root, with a
+# real node_exporter; what is written there goes to a tmpfs and is thrown away.
+
+use strict;
+use warnings;
+use FindBin;
+use lib "$FindBin::Bin/lib";
+use Test::More;
+use Live;
+
+need(qw(systemd-nspawn systemd-analyze iptables-nft iptables-legacy bash make prometheus-node-exporter promtool));
+
+# ---- what runs in the container: each check leaves its facts in a file
+
+# `client PORT` prints all that comes back of /metrics; `client send FROM SPORT TO DPORT COUNT` sends datagrams.
+my $client = <<'CLIENT';
+use strict;
+use warnings;
+use IO::Socket::INET;
+$SIG{PIPE} = 'IGNORE';
+if ($ARGV[0] eq 'send') {
+    my (undef, $from, $sport, $to, $dport, $count) = @ARGV;
+    my $s = IO::Socket::INET->new(Proto => 'udp', LocalAddr => $from, LocalPort => $sport, PeerAddr => $to, PeerPort => $dport)
+        or die "udp: $@";
+    for (1 .. $count) { send $s, 'x' x 72, 0 or redo }    # an ICMP error of the one before is no matter
+} else {
+    my $s = IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $ARGV[0], Timeout => 30) or die "connect: $@";
+    syswrite $s, "GET /metrics HTTP/1.0\r\n\r\n";
+    print while defined($_ = readline $s);
+}
+CLIENT
+
+my $guest = <<'GUEST';
+#!/bin/bash
+cd /srv/nfprom || exit 1
+out() { cat > "out/$1" 2>&1; }
+recipe() { bash -eu "recipe-$1" 2>&1 | out "recipe-$1"; }
+scrape() { timeout 60 perl client "${1:-9914}" 2>&1; }
+# All that the journal has got of nfprom since it was asked last.
+journal() { sleep 0.3; journalctl --sync; journalctl -q --no-pager -o short --cursor-file=cursor | grep nfprom | cut -d ' ' -f 5-; }
+# Those that run or have failed; one that a timer starts stays loaded.
+units() { systemctl list-units --state=active,activating,reloading,deactivating,failed --no-legend 'nfprom*@*.service'; }
+settled() { for i in $(seq 200); do units | grep -q . || return; sleep 0.1; done; }
+waiting() { for i in $(seq 200); do pid=$(pgrep -o "$@") && sleep 0.2 && return; sleep 0.1; done; }
+fake() { printf '#!/bin/sh\n%s\n' "$2" > "/usr/local/sbin/$1"; chmod 755 "/usr/local/sbin/$1"; }
+unfake() { rm -f /usr/local/sbin/ip*-save; }
+directory=/var/lib/prometheus/node-exporter
+there() { (cd $directory && ls); }
+
+# The host and the namespace blue, joined.
+ip link set lo up
+ip netns add blue
+ip link add veth0 address 02:00:00:00:00:8c type veth peer name veth0 address 02:00:00:00:00:01 netns blue
+ip address add 203.0.113.140/24 dev veth0; ip link set veth0 up
+ip -n blue address add 203.0.113.1/24 dev veth0; ip -n blue link set veth0 up; ip -n blue link set lo up
+ip neighbour replace 203.0.113.1 lladdr 02:00:00:00:00:01 dev veth0
+ip -n blue neighbour replace 203.0.113.140 lladdr 02:00:00:00:00:8c dev veth0
+make -C source install > make.log 2>&1
+bash -c "$(cat start-line)" 2>&1 | out start
+iptables-restore -c << 'RULES'
+*filter
+:INPUT ACCEPT [11:1100]
+:FORWARD ACCEPT [12:1200]
+:OUTPUT ACCEPT [0:0]
+:prometheus - [0:0]
+[21:2100] -A INPUT -p udp -m udp --dport 53 -j DROP
+[22:2200] -A FORWARD -p tcp -m tcp --dport 8080 -j ACCEPT
+[31:415] -A prometheus -p tcp -m tcp --dport 22
+[32:9007199254740992] -A prometheus -p tcp -m tcp --dport 25 -j RETURN
+COMMIT
+RULES
+rm -rf $directory/*
+
+# ---- in a terminal
+recipe terminal
+# ---- the file from cron
+recipe cron
+cp $directory/nfprom.prom out/cron-file
+fake iptables-save 'exit 3'; recipe cron; there | out cron-failed; unfake
+rm -f $directory/*
+
+# ---- the file from a timer, which is waited for below
+recipe textfile
+systemctl is-enabled nfprom@textfile.timer 2>&1 | out textfile-enabled
+
+# ---- two chains
+recipe chains
+scrape | out chains
+
+# ---- another port
+journal > /dev/null
+recipe port
+systemd-analyze verify nfprom-forward.socket nfprom-forward@x.service 2>&1 | out port-verify
+systemctl is-enabled nfprom-forward.socket 2>&1 | out port-enabled
+scrape 9915 | out port
+scrape | out port-first
+echo NFPROM_FLAGS= > /etc/default/nfprom; scrape | out port-first-changed; scrape 9915 | out port-after
+settled; journal | out port-journal
+
+# ---- the table raw
+packets() {
+    ip netns exec blue perl client send 203.0.113.1 0 203.0.113.140 53 6
+    perl client send 203.0.113.140 53 203.0.113.1 9 4
+    perl client send 203.0.113.140 0 203.0.113.140 53 3
+}
+recipe raw; packets
+scrape | out raw
+iptables-save -c -t filter | out raw-filter
+settled; journal | out raw-journal
+sed s/raw/mangle/g recipe-raw > recipe-mangle; recipe mangle; packets
+scrape | out mangle
+echo NFPROM_FLAGS= > /etc/default/nfprom
+
+# ---- the file from a timer
+for i in $(seq 600); do [ -e $directory/nfprom.prom ] && break; sleep 0.1; done
+settled; journal | out textfile-journal-timer
+systemctl stop nfprom@textfile.timer; settled; journal > /dev/null
+there | out textfile-there
+systemctl start nfprom@textfile.service
+stat -c '%U %a' $directory/nfprom.prom | out textfile-mode
+cp $directory/nfprom.prom out/textfile
+systemd-analyze verify nfprom@textfile.timer nfprom@textfile.service 2>&1 | out textfile-verify
+systemd-analyze security --no-pager nfprom@textfile.service | tail -n 1 | out textfile-security
+echo 'ARGS="--collector.disable-defaults --collector.textfile --web.disable-exporter-metrics --web.listen-address=127.0.0.1:9100"' > /etc/default/prometheus-node-exporter
+systemctl start prometheus-node-exporter.service
+for i in $(seq 200); do scrape 9100 | grep -q '^HTTP.* 200' && break; sleep 0.1; done
+scrape 9100 | out node
+# Each scrape finds a whole file, whenever it comes.
+(for i in $(seq 8); do systemctl reset-failed; systemctl start nfprom@textfile.service; done; touch finished) &
+until [ -e finished ]; do scrape 9100; done | out node-meanwhile
+wait; systemctl reset-failed
+settled; journal | out textfile-journal
+fake iptables-save 'echo "a reason from the fake" >&2; exit 3'
+systemctl start nfprom@textfile.service; there | out textfile-failed
+scrape 9100 | out node-failed
+settled; journal | out textfile-failed-journal
+units | out textfile-units
+unfake
+# What an interrupted run has left is not mixed into the next.
+seq 99999 > $directory/nfprom.tmp
+systemctl start nfprom@textfile.service; cp $directory/nfprom.prom out/textfile-again; there | out textfile-again-there
+scrape 9100 | out node-again
+echo 'NFPROM_FLAGS=-timeout 1m' > /etc/default/nfprom
+fake iptables-save "touch $directory/mine /var/lib/mine /etc/mine /srv/mine; exec sleep 987"
+systemctl start --no-block nfprom@textfile.service; waiting -x nfprom; waiting -f 'sleep 987'
+pid=$(pgrep -o -x nfprom); grep -E '^(Uid|Gid|Groups|Cap...|NoNewPrivs)' /proc/$pid/status | out textfile-process
+ls $directory/mine /var/lib/mine /etc/mine /srv/mine 2> /dev/null | out textfile-written
+systemctl stop nfprom@textfile.service; there | out textfile-stopped
+unfake; echo NFPROM_FLAGS= > /etc/default/nfprom
+
+# ---- another network namespace
+ip netns exec blue iptables-restore -c << 'RULES'
+*filter
+:INPUT ACCEPT [0:0]
+:prometheus - [0:0]
+[0:0] -A INPUT -j prometheus
+[7:700] -A prometheus -d 203.0.113.1/32 -p udp -m udp --dport 9 -j RETURN
+COMMIT
+RULES
+settled; journal > /dev/null
+recipe netns
+systemctl start nfprom@textfile.service; cp $directory/nfprom.prom out/netns-textfile
+perl client send 203.0.113.140 0 203.0.113.1 9 5
+scrape | out netns
+settled; journal | out netns-journal
+systemd-analyze verify nfprom@x.service 2>&1 | out netns-verify
+systemd-analyze security --no-pager nfprom@x.service | tail -n 1 | out netns-security
+scrape 9915 | out netns-other
+ip netns delete blue
+scrape | out netns-missing
+settled; journal | out netns-missing-journal
+systemctl list-units --failed --no-legend 'nfprom*' | out netns-missing-failed
+systemctl is-active nfprom.socket | out netns-missing-active
+ip netns add blue
+ip netns exec blue iptables-restore -c << 'RULES'
+*filter
+:prometheus - [0:0]
+[9:900] -A prometheus -d 203.0.113.1/32 -p udp -m udp --dport 9 -j RETURN
+COMMIT
+RULES
+scrape | out netns-again; settled
+rm -r /etc/systemd/system/nfprom@.service.d
+sed -i s/nfprom@/nfprom-forward@/ recipe-netns; bash -eu recipe-netns
+echo NFPROM_FLAGS= > /etc/default/nfprom-forward
+scrape 9915 | out netns-port; scrape | out netns-port-other
+
+# ---- the file, and a copy, with the drop-in for the legacy backend
+printf '*filter\n:prometheus - [0:0]\n[92:653] -A prometheus -p tcp -m tcp --dport 22\nCOMMIT\n' | iptables-legacy-restore -c
+install -D -m 644 source/systemd/legacy.conf /etc/systemd/system/nfprom@.service.d/legacy.conf; systemctl daemon-reload
+echo 'NFPROM_FLAGS=-variant legacy' > /etc/default/nfprom
+rm -f $directory/*; systemctl start nfprom@textfile.service; cp $directory/nfprom.prom out/legacy-textfile
+fake iptables-legacy-save 'exit 3'; systemctl start nfprom@textfile.service; there | out legacy-textfile-failed; unfake
+rm -r /etc/systemd/system/nfprom-forward@.service.d; bash -eu recipe-port
+echo 'NFPROM_FLAGS=-variant legacy' > /etc/default/nfprom-forward; scrape 9915 | out legacy-port
+GUEST
+
+# ---- what README.md says to do
+
+# The commands of each section: its blocks for the shell, and what stands in the text as a command, in their order.
+sub sections {
+    my ($text) = @_;
+    my (%commands, $title, $block);
+    for (split /^/, $text) {
+        if (defined $block) {
+            if (/^```$/) {
+                push @{ $commands{$title} }, $block if defined $title && $block =~ s/\A```sh\n//;
+                undef $block;
+            } else {
+                $block .= $_;
+            }
+        } elsif (/^```/) {
+            $block = $_;
+        } elsif (/^#+ (.*)$/) {
+            $title = $1;
+        } elsif (defined $title) {
+            push @{ $commands{$title} }, "$_\n" for /`((?:nfprom|echo) [^`]+)`/g;
+        }
+    }
+    return \%commands;
+}
+
+my $readme = slurp("$SOURCE/README.md");
+my ($start_line) = $readme =~ /^make && make install && (systemctl .*nfprom\.socket)$/m;
+my ($cron_line)  = $readme =~ /^(cd .* && \S*nfprom -print > .*)$/m;
+my %recipes = (
+    'In a terminal, and for node_exporter' => [qw(terminal textfile)],
+    'Two chains in one target'             => [qw(chains)],
+    'Another chain on another port'        => [qw(port)],
+    'Another network namespace'            => [qw(netns)],
+    'A chain in the table raw'             => [qw(raw)],
+);
+my $sections = sections($ENV{NFPROM_README} ? slurp($ENV{NFPROM_README}) : $readme);
+my %script;
+for my $title (sort keys %recipes) {
+    my @commands = @{ $sections->{$title} || [] };
+    my @names    = @{ $recipes{$title} };
+    is(scalar @commands, scalar @names, "README.md has the recipe: $title");
+    @script{@names} = @commands;
+}
+ok($script{cron} = $cron_line, 'and a line for cron');
+ok($start_line, 'and a line that starts the socket unit');
+if (!Test::More->builder->is_passing) {
+    done_testing();
+    exit 1;
+}
+
+# ---- the container
+
+my ($machine, $root) = ("$DIR/machine", "$DIR/machine/root");
+mkdir $machine;
+must(qw(mount -t tmpfs -o mode=755 none), $machine);
+mkdir "$machine/$_" for qw(upper scratch root);
+must('mount', '-t', 'overlay', '-o', "lowerdir=/,upperdir=$machine/upper,workdir=$machine/scratch", 'overlay', $root);
+must('mkdir', '-p', "$root/srv/nfprom/out", "$root/srv/nfprom/source");
+must('sh', '-c', 'cd "$1" && cp -r Makefile README.md *.c *.h systemd xinetd "$2"', 'sh', $SOURCE, "$root/srv/nfprom/source");
+must('cp', $NFPROM, "$root/srv/nfprom/source/nfprom");
+must('touch', "$root/srv/nfprom/source/nfprom");
+spew("$root/srv/nfprom/$_->[0]", $_->[1])
+    for ['guest', $guest], ['client', $client], ['start-line', $start_line], map { ["recipe-$_", $script{$_}] } keys %script;
+chmod 0755, "$root/srv/nfprom/guest";
+spew("$root/etc/systemd/system/live-test.service", <<'UNIT');
+[Unit]
+DefaultDependencies=no
+Requires=basic.target
+After=basic.target systemd-journald.service
+SuccessAction=exit-force
+FailureAction=exit-force
+[Service]
+Type=oneshot
+ExecStart=/bin/bash -c '/srv/nfprom/guest > /srv/nfprom/log 2>&1; echo done > /srv/nfprom/done'
+TimeoutStartSec=200
+UNIT
+
+# Lists of addresses are programs in the kernel: they need the unified hierarchy of control groups and the system call bpf.
+$ENV{SYSTEMD_NSPAWN_UNIFIED_HIERARCHY} = 1;
+
+# A control group of its own, so that two such containers do not take each other's away.
+my $group = "nfprom-test-$$";
+my @groups = map { "$_/$group" } grep { -e "$_/cgroup.procs" } map { "/sys/fs/cgroup$_" } '', '/unified', '/systemd';
+my $enter = 'for g in $GROUPS_OF_ITS_OWN; do mkdir "$g" && echo $$ > "$g/cgroup.procs"; done; exec "$@"';
+$ENV{GROUPS_OF_ITS_OWN} = "@groups";
+my $container = start("$DIR/console", 'sh', '-c', $enter, 'sh', 'systemd-nspawn', '-q', '-D', $root, '-b', '--private-network',
+    '--capability=CAP_NET_ADMIN,CAP_NET_RAW', '--system-call-filter=bpf', '--register=no', '--keep-unit', '--console=read-only', 'systemd.unit=live-test.service');
+my $done = patiently { -e "$root/srv/nfprom/done" } 220;
+ok($done, 'a real systemd boots in a container and runs the recipes to their end')
+    or diag(slurp("$DIR/console"), slurp("$root/srv/nfprom/log"));
+stop($container);
+for my $path (@groups) {
+    patiently { run('', 'find', $path, '-depth', '-type', 'd', '-exec', 'rmdir', '{}', ';'); !-e $path } 5;
+}
+
+sub fact { return slurp("$root/srv/nfprom/out/$_[0]") }
+
+# node_exporter answers in HTTP/1.0 what is asked in it.
+sub http { return fact($_[0]) =~ s{\AHTTP/1\.0}{HTTP/1.1}r }
+
+# {name}{series}, of an answer or of a file.
+sub samples {
+    my ($name) = @_;
+    my $text = http($name);
+    my $body = $text =~ /\AHTTP/ ? Live::answer($text)->{body} : $text;
+    my $all = eval { exposition($body) };
+    diag("$name: ", $@, $text) if !$all;
+    return $all || {};
+}
+
+sub value {
+    my ($name, $metric, %labels) = @_;
+    return samples($name)->{$metric}{ series_of(%labels) };
+}
+
+# The counter of a series that names this much of its labels.
+sub packets {
+    my ($name, %labels) = @_;
+    return value($name, 'nfprom_packets_total', address => '', direction => 'in', l2proto => 'ipv4', l3proto => 'tcp', port => 22, %labels);
+}
+
+sub exposure { return fact($_[0]) =~ /: ([0-9.]+)/ ? $1 : 10 }
+# ---- what came out
+
+is(fact("recipe-$_"), '',                            "the commands of the recipe have nothing to say: $_") for qw(chains netns raw mangle);
+unlike(fact("recipe-$_"), qr/^(?!Created symlink )./m, "nor have these, but for the links: $_") for qw(textfile port);
+
+like(fact('recipe-terminal'), qr/\Anfprom_bytes_total\{.*port="25"\} 9007199254740992\nnfprom_bytes_total\{.*port="22"\} 415\n\z/,
+    'in a terminal: the rules with the most bytes come first');
+is(packets('cron-file'), 31,                         'cron: the file has the counters');
+unlike(fact('cron-failed'), qr/\.prom$/m,            'cron: a failure takes it away');
+like(fact('recipe-cron'), qr/\A[^\n]*status 3[^\n]*\n\z/, 'cron: and is one line in the mail');
+
+# The file from a timer.
+is(fact('textfile-enabled'), "enabled\n",            'the timer will be there at the next boot');
+is(fact('textfile-there'), "nfprom.prom\n",          'it puts a file in place, and leaves no other');
+is(fact('textfile-mode'), "root 644\n",              'which everybody may read, and root alone write');
+is(packets('textfile'), 31,                          'it has the counters');
+is(promtool_says(fact('textfile')), '',              'promtool has nothing to say of it');
+is(fact('textfile-journal-timer'), '',               'the journal has no line of it');
+is(fact('textfile-verify'), '',                      'systemd-analyze verify has nothing to say of the units');
+cmp_ok(exposure('textfile-security'), '<=', 2.0,     'systemd-analyze security: the exposure is that of a scrape');
+is(packets('node'), 31,                              'node_exporter shows the counters');
+is(value('node', 'node_textfile_scrape_error'), 0,   'and finds no fault');
+my $file = 'file=/var/lib/prometheus/node-exporter/nfprom.prom';
+ok(samples('node')->{node_textfile_mtime_seconds}{$file}, 'and tells how old the file is');
+is(promtool_says(Live::answer(http('node'))->{body}), '', 'promtool has nothing to say of its page');
+my @pages = split /^(?=HTTP)/m, fact('node-meanwhile');
+my @whole = grep { /^node_textfile_scrape_error 0$/m && 4 == (() = /^nfprom_(?:packets|bytes)_total\{/mg) && /^nfprom_scrape_success\S* 1$/m } @pages;
+cmp_ok(scalar @pages, '>=', 2,                       'node_exporter is asked while the file is made anew');
+is(scalar @whole, scalar @pages,                     'and each page is whole');
+is(fact('textfile-journal'), '',                     'with no line in the journal');
+is(fact('textfile-failed'), '',                      'when iptables-save fails, the file is gone');
+unlike(fact('node-failed'), qr/^nfprom_/m,           'and so are the counters of node_exporter');
+is(value('node-failed', 'node_textfile_scrape_error'), 0, 'which finds no fault in that');
+like(fact('textfile-failed-journal'), qr/\A[^\n]*ipv4: [^\n]*a reason from the fake\n\z/, 'one line in the journal has the reason');
+is(fact('textfile-units'), '',                       'no unit has failed');
+is(fact('textfile-again-there'), "nfprom.prom\n",    'after it the file is there again');
+is(packets('textfile-again'), 31,                    'with the counters, and nothing of what an interrupted run had left');
+is(packets('node-again'), 31,                        'and node_exporter shows them');
+my %process = fact('textfile-process') =~ /^(\w+):[ \t]*(.*)$/mg;
+unlike(join(' ', map { $_ || 0 } @process{qw(Uid Gid)}), qr/\b0\b/, 'nfprom is not root there');
+is(hex($process{$_} || 0), 1 << 12,                  "its $_ is CAP_NET_ADMIN alone") for qw(CapPrm CapEff CapBnd CapAmb);
+is($process{NoNewPrivs}, 1,                          'it gains no new privileges');
+is(fact('textfile-written'), '',                     'and can write no other file');
+is(fact('textfile-stopped'), '',                     'a run that is stopped takes the file away');
+
+is(packets('chains', chain => 'prometheus'), 31,     'two chains: the counters of the first');
+is(packets('chains', chain => 'INPUT', l3proto => 'udp', port => 53), 21, 'and of the second');
+cmp_ok(value('chains', 'nfprom_policy_packets_total', chain => 'INPUT', l2proto => 'ipv4', policy => 'ACCEPT'), '>=', 11, 'and its policy');
+
+is(fact('port-enabled'), "enabled\n",                'another port: the socket will be there at the next boot');
+is(fact('port-verify'), '',                          'systemd-analyze verify has nothing to say of the copies');
+is(packets('port', port => 8080), 22,                'it has the counters of the other chain');
+is(value('port', 'nfprom_policy_packets_total', l2proto => 'ipv4', policy => 'ACCEPT'), 12, 'and its policy');
+is(packets('port-first', chain => 'prometheus'), 31, 'and the first port those of its own');
+is(packets('port-first-changed'), 31,                'whose flags can be changed');
+is(packets('port-after', port => 8080), 22,          'without effect on the other');
+unlike(fact('port-journal'), qr/^(?!systemd\[1\]: (?:Listening on|Created slice) )./m, 'the journal has no line of a scrape');
+
+for my $table (qw(raw mangle)) {
+    my %labels = (address => '203.0.113.140/32', l3proto => 'udp', port => 53);
+    is(packets($table, %labels), 6,                  "$table: the packets that came, though the filter drops them");
+    is(packets($table, %labels, direction => 'out'), 4, "$table: and those that left, and none of lo");
+}
+like(fact('raw-filter'), qr/^\[(?!21:)\d+:\d+\] -A INPUT -p udp -m udp --dport 53 -j DROP$/m, 'the filter did drop packets');
+is(fact('raw-journal'), '',                          'and nothing is in the journal');
+
+my %blue = (address => '203.0.113.1/32', l3proto => 'udp', port => 9);
+is(packets('netns', %blue), 12,                      'another namespace: its counters, and what came to it');
+unlike(fact('netns'), qr/port="22"/,                 'and not the host\'s');
+is(packets('netns-textfile', %blue), 7,              'in the file from the timer too');
+is(fact('netns-journal') . fact('netns-verify'), '', 'the journal and systemd-analyze verify have nothing to say');
+cmp_ok(exposure('netns-security'), '<=', 2.0,        'the exposure is the same');
+is(packets('netns-other', port => 8080), 22,         'and the other port is not touched');
+is(fact('netns-missing'), '',                        'without the namespace nothing is answered');
+like(fact('netns-missing-journal'), qr{Failed to open network namespace path /run/netns/blue: No such file}, 'and the journal says why');
+is(fact('netns-missing-failed'), '',                 'no unit has failed');
+is(fact('netns-missing-active'), "active\n",         'and the socket listens');
+is(packets('netns-again', %blue), 9,                'once it is there again, so are its counters');
+is(packets('netns-port', %blue), 9,                  'the copies can have a namespace to themselves');
+is(packets('netns-port-other'), 31,                  'and the first port has the host\'s rules');
+
+is(packets('legacy-textfile'), 92,                   'the file from the timer goes with the drop-in for the legacy backend');
+is(fact('legacy-textfile-failed'), '',               'where a failure takes it away too');
+is(packets('legacy-port'), 92,                       'and so do the copies');
+
+diag("in the container: ", slurp("$root/srv/nfprom/log")) if !Test::More->builder->is_passing;
+must('umount', $root);
+must('umount', $machine);
+
+done_testing();
