@@ -61,13 +61,14 @@ t/parse: t/parse.c parse.c parse.h .compiled-with
 test: nfprom t/parse t/fuzz
 	prove t/
 
-# Each with warnings as errors; the sanitizers' turn is `make SAN=1 test`.
+# Each with warnings as errors, then valgrind; the sanitizers' turn is `make SAN=1 test`.
 lint:
 	gcc -c -fanalyzer -Werror -O2 $(STANDARD) $(WARNINGS) nfprom.c -o /dev/null
 	gcc -c -fanalyzer -Werror -O2 $(STANDARD) $(WARNINGS) parse.c -o /dev/null
 	clang -fsyntax-only -Werror $(STANDARD) $(WARNINGS) nfprom.c parse.c
 	clang-tidy --quiet --warnings-as-errors='*' nfprom.c parse.c -- $(STANDARD)
 	cppcheck --quiet --error-exitcode=1 --std=c11 --enable=warning,performance,portability --inline-suppr nfprom.c parse.c
+	t/valgrind
 
 # parse.c against what it may be fed, FUZZ_SECONDS for each of its grammars; a broken promise leaves its input in t/, what is
 # of use to the next run in t/finds/. (Without trace-cmp, twice as fast: the words that matter are in the corpus.)
