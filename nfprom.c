@@ -1,8 +1,8 @@
 /* nfprom - shows the counters of an iptables chain to Prometheus, one process for one request.
  *
  * A super-server (systemd with Accept=yes, xinetd, inetd, s6, socat) starts nfprom with a connection as standard input and
- * output; -addr plays that part itself. nfprom reads one HTTP request, runs `iptables-save -c -t TABLE` through popen(3),
- * reads what it prints to the end, builds the whole answer in memory, sends it and exits. Nothing stays behind.
+ * output; -addr plays that part itself. nfprom reads one HTTP request, runs `iptables-save -c -t TABLE` through popen(3), or
+ * `iptables -v -S CHAIN` with -list, reads what it prints to the end, builds the whole answer in memory, sends it and exits.
  *
  *   GET or HEAD of  /metrics    the exposition, text format 0.0.4 or, if the Accept header prefers it, OpenMetrics 1.0;
  *                               503 or 504 with the reason if there is none
@@ -13,8 +13,8 @@
  * It refuses: other methods (405) and paths (404), what is not HTTP/1.x (400, 505), a request line over 8 KiB (414), headers
  * over 16 KiB or 100 lines (431), a request that is not complete at the deadline (408). What follows a request is not read
  * but thrown away. There is one deadline (-timeout, 8 s) for the whole exchange. A 200 says that each family which reports
- * success was read to its COMMIT, with status 0, the chain found and every counter a number below 2^64. No byte of a
- * request gets into a command. Messages go to standard error or, if that is the client's connection, to syslog.
+ * success was read to its COMMIT (a list has none), with status 0, the chain found and every counter a number below 2^64.
+ * No byte of a request gets into a command. Messages go to standard error or, if that is the client's connection, to syslog.
  *
  * Exit status: 0 answered, 1 nfprom or iptables failed, 2 wrong flags. */
 #define _GNU_SOURCE
@@ -875,7 +875,8 @@ static void explain(const struct config *cfg, struct family *f, const char *comm
     }
 }
 
-/* One run from start to end. True: success, the family holds what was read. */
+/* One run from start to end. True: success, the family holds what was read. What can wait is done while the command gets going:
+ * the wait is for it anyway, and a page written before the fork would be copied after it. */
 static bool run_once(const struct config *cfg, struct family *f, struct ruleset *rs, usec deadline) {
     static char line[CHAINS_MAX * (4 * CHAIN_NAME_MAX + 60)];
     struct buffer command = {.data = line, .size = sizeof line};
@@ -883,7 +884,6 @@ static bool run_once(const struct config *cfg, struct family *f, struct ruleset 
     put_command(&command, cfg, f);
     bool started = start(&run, line);
     if (!started) snprintf(f->reason, sizeof f->reason, "cannot start a process: %s", strerror(errno));
-    /* What can wait is done while the command gets going; and what is written before a fork is copied after it. */
     forget(f);
     ruleset_begin(rs, cfg->list ? NULL : cfg->table, cfg->chains, cfg->nchains);
     grow(&f->lines, 1);
@@ -927,7 +927,7 @@ static void read_family(const struct config *cfg, struct family *f, usec deadlin
 
 /* ---- the exposition ------------------------------------------------------------------------------------- */
 
-/* OpenMetrics 1.0 or the text format 0.0.4. They differ in three things: in OpenMetrics a family of counters is named without
+/* OpenMetrics 1.0 and the text format 0.0.4 differ in three things: in OpenMetrics a metric family of counters is named without
  * the `_total` of its samples, the end is marked, and the media type is another. */
 static void put_head(struct buffer *out, const struct config *cfg, const char *name, const char *type, const char *help) {
     putf(out, "# HELP %s_%s %s\n# TYPE %s_%s %s\n", cfg->namespace, name, help, cfg->namespace, name, type);
@@ -1037,7 +1037,8 @@ static struct iovec *take_sent(struct iovec *parts, ssize_t n) {
     return next;
 }
 
-/* Reads the enabled families (all zero before), and logs what fails: 200 if one succeeded, else 504 if one was out of time, else 503. */
+/* Reads the enabled families (all zero before), and logs what fails: 200 if one succeeded, else 504 if one was out of time, else
+ * 503. */
 static int scrape(const struct config *cfg, struct family *families, bool page, usec deadline) {
     int status = 503;
     families[0].page = families[1].page = page;

@@ -249,52 +249,7 @@ ok($start_line, 'README.md has a line that starts the socket unit') or BAIL_OUT(
 ok($legacy_line, 'and one that installs the drop-in for the legacy backend') or BAIL_OUT('README.md');
 like($list, qr/^IPAddressDeny=any\nIPAddressAllow=localhost 192\.0\.2\.10$/m, 'and lines that let only some ask') or BAIL_OUT('README.md');
 
-# ---- the container
-
-my ($machine, $root) = ("$DIR/machine", "$DIR/machine/root");
-mkdir $machine;
-must(qw(mount -t tmpfs -o mode=755 none), $machine);
-mkdir "$machine/$_" for qw(upper scratch root);
-must('mount', '-t', 'overlay', '-o', "lowerdir=/,upperdir=$machine/upper,workdir=$machine/scratch", 'overlay', $root);
-must('mkdir', '-p', "$root/srv/nfprom/out", "$root/srv/nfprom/source");
-must('sh', '-c', 'cd "$1" && cp -r Makefile README.md *.c *.h systemd xinetd "$2"', 'sh', $SOURCE, "$root/srv/nfprom/source");
-must('cp', $NFPROM, "$root/srv/nfprom/source/nfprom");
-must('touch', "$root/srv/nfprom/source/nfprom");
-spew("$root/srv/nfprom/$_->[0]", $_->[1])
-    for ['guest', $guest], ['client', $client], ['list', $list], ['start-line', $start_line], ['legacy-line', $legacy_line];
-chmod 0755, "$root/srv/nfprom/guest";
-spew("$root/etc/systemd/system/live-test.service", <<'UNIT');
-[Unit]
-DefaultDependencies=no
-Requires=basic.target
-After=basic.target systemd-journald.service
-SuccessAction=exit-force
-FailureAction=exit-force
-[Service]
-Type=oneshot
-ExecStart=/bin/bash -c '/srv/nfprom/guest > /srv/nfprom/log 2>&1; echo done > /srv/nfprom/done'
-TimeoutStartSec=200
-UNIT
-
-# The lists of addresses are programs in the kernel: they need the unified hierarchy of control groups and the system call bpf.
-$ENV{SYSTEMD_NSPAWN_UNIFIED_HIERARCHY} = 1;
-
-# A control group of its own, so that two such containers do not take each other's away.
-my $group = "nfprom-test-$$";
-my @groups = map { "$_/$group" } grep { -e "$_/cgroup.procs" } map { "/sys/fs/cgroup$_" } '', '/unified', '/systemd';
-my $enter = 'for g in $GROUPS_OF_ITS_OWN; do mkdir "$g" && echo $$ > "$g/cgroup.procs"; done; exec "$@"';
-$ENV{GROUPS_OF_ITS_OWN} = "@groups";
-my $container = start("$DIR/console", 'sh', '-c', $enter, 'sh', 'systemd-nspawn', '-q', '-D', $root, '-b', '--private-network',
-    '--capability=CAP_NET_ADMIN,CAP_NET_RAW', '--system-call-filter=bpf', '--register=no', '--keep-unit', '--console=read-only', 'systemd.unit=live-test.service');
-my $done = patiently { -e "$root/srv/nfprom/done" } 220;
-ok($done, 'a real systemd boots in a container and runs the checks to their end')
-    or diag(slurp("$DIR/console"), slurp("$root/srv/nfprom/log"));
-stop($container);
-for my $path (@groups) {
-    patiently { run('', 'find', $path, '-depth', '-type', 'd', '-exec', 'rmdir', '{}', ';'); !-e $path } 5;
-}
-
-sub fact { return slurp("$root/srv/nfprom/out/$_[0]") }
+in_container(guest => $guest, client => $client, list => $list, 'start-line' => $start_line, 'legacy-line' => $legacy_line);
 sub answered { return Live::answer(fact($_[0])) }
 
 # The counter of a series that names this much of its labels.
@@ -456,8 +411,6 @@ is(fact('legacy-files'), join('', map { "$_\n" } grep { fact('legacy-files') =~ 
 is(fact('left'), '',                                 'make uninstall leaves no file');
 is(fact('reload'), '',                               'after it systemctl daemon-reload has nothing to say');
 is(fact('reload-journal'), '',                       'nor the journal, and there is no unit');
-diag("in the container: ", slurp("$root/srv/nfprom/log")) if !Test::More->builder->is_passing;
-must('umount', $root);
-must('umount', $machine);
+leave_container();
 
 done_testing();

@@ -32,6 +32,7 @@ our @EXPORT = qw(
     ipt ipt_ok restore saved saved_rules flush_all
     send_udp send_tcp
     one_shot http_get exposition series_of promtool_says
+    in_container fact leave_container
 );
 
 use constant NAMESPACE => 'NFPROM_TEST_NAMESPACE';    # in the environment of the second start
@@ -400,6 +401,68 @@ sub promtool_says {
     my ($text) = @_;
     my ($status, $out, $err) = run($text, 'promtool', 'check', 'metrics');
     return $status == 0 ? $out . $err : "status $status: $out$err";
+}
+
+# ---- a real systemd
+
+my $CONTAINER;    # where its root is mounted
+
+# Boots a systemd in a container over this machine's own root; what is written there goes to a tmpfs and is thrown away. The files
+# (name => bytes) are put into /srv/nfprom, the source with the binary that is tested beside them, and `guest` is run there, a
+# script that leaves what it sees in out/. A test: it came to its end.
+sub in_container {
+    my (%files) = @_;
+    my ($machine, $root) = ("$DIR/machine", "$DIR/machine/root");
+    mkdir $machine;
+    must(qw(mount -t tmpfs -o mode=755 none), $machine);
+    mkdir "$machine/$_" for qw(upper scratch root);
+    must('mount', '-t', 'overlay', '-o', "lowerdir=/,upperdir=$machine/upper,workdir=$machine/scratch", 'overlay', $root);
+    $CONTAINER = $root;
+    must('mkdir', '-p', "$root/srv/nfprom/out", "$root/srv/nfprom/source");
+    must('sh', '-c', 'cd "$1" && cp -r Makefile README.md *.c *.h systemd xinetd "$2"', 'sh', $SOURCE, "$root/srv/nfprom/source");
+    must('cp', $NFPROM, "$root/srv/nfprom/source/nfprom");
+    must('touch', "$root/srv/nfprom/source/nfprom");
+    spew("$root/srv/nfprom/$_", $files{$_}) for keys %files;
+    chmod 0755, "$root/srv/nfprom/guest";
+    spew("$root/etc/systemd/system/live-test.service", <<'UNIT');
+[Unit]
+DefaultDependencies=no
+Requires=basic.target
+After=basic.target systemd-journald.service
+SuccessAction=exit-force
+FailureAction=exit-force
+[Service]
+Type=oneshot
+ExecStart=/bin/bash -c '/srv/nfprom/guest > /srv/nfprom/log 2>&1; echo done > /srv/nfprom/done'
+TimeoutStartSec=200
+UNIT
+
+    # Lists of addresses are programs in the kernel: they need the unified hierarchy of control groups and the system call bpf.
+    local $ENV{SYSTEMD_NSPAWN_UNIFIED_HIERARCHY} = 1;
+
+    # A control group of its own, so that two such containers do not take each other's away.
+    my @groups = map { "$_/nfprom-test-$$" } grep { -e "$_/cgroup.procs" } map { "/sys/fs/cgroup$_" } '', '/unified', '/systemd';
+    local $ENV{GROUPS_OF_ITS_OWN} = "@groups";
+    my $enter = 'for g in $GROUPS_OF_ITS_OWN; do mkdir "$g" && echo $$ > "$g/cgroup.procs"; done; exec "$@"';
+    my $container = start("$DIR/console", 'sh', '-c', $enter, 'sh', 'systemd-nspawn', '-q', '-D', $root, '-b', '--private-network',
+        '--capability=CAP_NET_ADMIN,CAP_NET_RAW', '--system-call-filter=bpf', '--register=no', '--keep-unit', '--console=read-only',
+        'systemd.unit=live-test.service');
+    my $done = patiently { -e "$root/srv/nfprom/done" } 220;
+    ok($done, 'a real systemd boots in a container and runs the script to its end')
+        or diag(slurp("$DIR/console"), slurp("$root/srv/nfprom/log"));
+    stop($container);
+    for my $path (@groups) {
+        patiently { run('', 'find', $path, '-depth', '-type', 'd', '-exec', 'rmdir', '{}', ';'); !-e $path } 5;
+    }
+    return $done;
+}
+
+sub fact { return slurp("$CONTAINER/srv/nfprom/out/$_[0]") }
+
+sub leave_container {
+    diag("in the container: ", slurp("$CONTAINER/srv/nfprom/log")) if !Test::More->builder->is_passing;
+    must('umount', $_) for $CONTAINER, "$DIR/machine";
+    return;
 }
 
 1;
