@@ -390,6 +390,7 @@ static bool unfit(const unsigned char *p, size_t n) {
  * UTF-8 becomes the four characters \xHH (the backslash escaped in its turn, in a label), and so do NUL, where Prometheus stops
  * reading, and in HTML the control characters and what else is unfit. */
 static void put_escaped(struct buffer *b, struct text value, bool html) {
+    static const char hex[] = "0123456789abcdef";
     const char *run = value.at, *p = run, *end = p + value.len;
     while (p < end) {
         unsigned char c = (unsigned char)*p;
@@ -401,7 +402,13 @@ static void put_escaped(struct buffer *b, struct text value, bool html) {
         p += n;
         if (n > 0) continue;
         put(b, run, (size_t)(p - run));
-        putf(b, special ? html ? "&#%u;" : "\\%c" : html ? "\\x%02x" : c == '\n' ? "\\n" : "\\\\x%02x", c);
+        const char escape[] = {'\\', '\\', 'x', hex[c >> 4], hex[c & 15]}, pair[] = {'\\', c == '\n' ? 'n' : *p};
+        if (special && html)
+            puts_to(b, c == '"' ? "&quot;" : c == '<' ? "&lt;" : c == '>' ? "&gt;" : "&amp;");
+        else if (special || (c == '\n' && !html))
+            put(b, pair, sizeof pair);
+        else
+            put(b, escape + html, sizeof escape - html);
         run = ++p;
     }
     put(b, run, (size_t)(end - run));
@@ -1131,8 +1138,9 @@ static void put_rows(struct buffer *b, const struct config *cfg, const struct fa
         const struct total *t = &families[i % 2].totals[i / 2];
         add_up(&totals[i / 2].packets, t->packets);
         add_up(&totals[i / 2].bytes, t->bytes);
-        all += (double)t->bytes;
     }
+    for (const struct family *f = families; f < families + 2; f++)
+        for (size_t i = 0; i < count_series(f); i++) all += (double)series_of(f)[i].bytes;
     puts_to(b, table_head);
     for (const struct family *f = families; f < families + 2; f++)
         for (size_t chain = 0; chain < cfg->nchains; chain++) put_group(b, cfg, f, chain, all);
@@ -1389,6 +1397,8 @@ static int print_exposition(const struct config *cfg) {
     ssize_t n = 0;
     for (struct iovec *next; !out.failed && (next = take_sent(parts, n));) {
         n = write(STDOUT_FILENO, next->iov_base, next->iov_len);
+        if (n < 0 && errno == EAGAIN)
+            n = poll(&(struct pollfd){.fd = STDOUT_FILENO, .events = POLLOUT}, 1, -1) > 0 ? 0 : -1;
         if (n < 0 && errno != EINTR) break;
     }
     bool ok = !out.failed && n >= 0 && close(STDOUT_FILENO) == 0; /* some file systems tell only then */

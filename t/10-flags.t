@@ -255,4 +255,17 @@ none_left('no process is left of all this');
 # Where both streams go to one pipe, as into a pager, the message is not taken for one that a client must not see.
 like(`'$NFPROM' -nonsense < /dev/null 2>&1`, qr/\Anfprom: -nonsense: no such flag\nUsage/, 'with 2>&1 the reason stands before the usage');
 
+# Whoever reads may have set the pipe not to block, and be slow.
+{
+    fake(out => filter_table(map {"-p tcp -m tcp --dport $_"} 1 .. 3000));
+    pipe my $reader, my $writer or die "pipe: $!";
+    fcntl $writer, Fcntl::F_SETFL(), Fcntl::O_NONBLOCK() | Fcntl::O_WRONLY() or die "fcntl: $!";
+    my $pid = spawn(flags => ['-print'], out => $writer);
+    close $writer;
+    select undef, undef, undef, 0.5;
+    my $printed = do { local $/; <$reader> };
+    is(reap($pid), 0, '-print to a pipe that does not block and is read late');
+    is(scalar(() = $printed =~ /^nfprom_bytes_total\{/mg), 3000, '... prints everything');
+}
+
 done_testing;
