@@ -71,6 +71,7 @@ enum {
     PIECE_MAX = 1500,
     PAGE = 4096, /* no less than a page, to keep together what is touched together */
     FIRST_SIZE = 64 * 1024,
+    READ_SIZE = 64 * 1024,
     HUGE_PAGE = 2 << 20,
     PIPE_SIZE = 64 * 1024, /* what Linux gives */
     LARGE_PIPE_SIZE = 1 << 20,
@@ -732,7 +733,7 @@ static bool add_rule(const struct config *cfg, struct family *f,
     if (s.kind == SEED && copy == 1) {
         put_value(lines, rule->packets);
         s.comment = (uint32_t)text->len;
-        if (rule->comment.at)
+        if (rule->has_comment)
             put_label(text, ",comment", "", rule->comment);
         s.comment_len = (uint32_t)text->len - s.comment;
         tally->exported++;
@@ -761,7 +762,7 @@ static bool add_policy(const struct config *cfg, struct family *f,
                        .kind = POLICY};
     put_chain(&f->text, cfg, rule->chain);
     putf(&f->text, "l2proto=\"%s\"", f->l2proto);
-    put_label(&f->text, ",policy", "", rule->target);
+    put_label(&f->text, ",policy", "", rule->policy);
     s.len = (uint32_t)f->text.len - s.labels;
     return keep_series(f, &s);
 }
@@ -785,10 +786,11 @@ static bool add_row(struct family *f, const struct rule *rule, bool policy) {
     put_escaped(b, rule->comment, true);
     puts_to(b, policy ? "policy <code>" : "<code>");
     put_escaped(b, rule->match, true);
+    put_escaped(b, rule->policy, true);
     puts_to(b, rule->match.len > 0 && rule->target.len > 0 ? " " : "");
     put_escaped(b,
-                rule->match.len + rule->target.len > 0 ? rule->target
-                                                       : (struct text)TEXT("*"),
+                policy || rule->match.len + rule->target.len > 0 ? rule->target
+                                                                 : (struct text)TEXT("*"),
                 true);
     puts_to(b, "</code>");
     for (int i = 0; i < 3; i++) {
@@ -1126,6 +1128,8 @@ static void explain(const struct config *cfg, struct family *f, const char *comm
 /* One run from start to end. True: success, the family holds what was read. What can wait
  * is done while the command gets going: the wait is for it anyway, and a page written
  * before the fork would be copied after it. */
+static char lines[RULE_LINE_MAX + READ_SIZE], comment[RULE_LINE_MAX];
+
 static bool run_once(const struct config *cfg, struct family *f, struct ruleset *rs,
                      usec deadline) {
     static char line[CHAINS_MAX * (4 * CHAIN_NAME_MAX + 60)];
@@ -1137,7 +1141,10 @@ static bool run_once(const struct config *cfg, struct family *f, struct ruleset 
         snprintf(f->reason, sizeof f->reason, "cannot start a process: %s",
                  strerror(errno));
     forget(f);
-    ruleset_begin(rs, cfg->list ? NULL : cfg->table, cfg->chains, cfg->nchains);
+    ruleset_begin(rs,
+                  (struct wanted){cfg->list ? DIALECT_LIST : DIALECT_SAVE, cfg->table,
+                                  cfg->chains, cfg->nchains},
+                  (struct ruleset_memory){RULE_LINE_MAX, READ_SIZE, lines, comment});
     grow(&f->lines, 1);
     grow(&f->text, 1);
     grow(&f->series, 1);

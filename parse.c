@@ -1,4 +1,6 @@
-/* parse.c - the grammars of parse.h. */
+/* parse.c - the grammars of parse.h.
+ *
+ * From the top: the request; the words of a rule; lines; a rule; the ruleset. */
 #include "parse.h"
 
 #include <stdio.h>
@@ -8,12 +10,9 @@
 
 #define DIGITS "0123456789"
 #define LETTERS "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+#define COUNT(array) (sizeof(array) / sizeof *(array))
 
-/* (Most that are of one length differ in the last byte.) */
-static bool same(struct text a, struct text b) {
-    return a.len == b.len && (a.len == 0 || (a.at[a.len - 1] == b.at[b.len - 1] &&
-                                             memcmp(a.at, b.at, a.len) == 0));
-}
+static const struct text nothing = {"", 0};
 
 static bool is_digit(char c) {
     return c >= '0' && c <= '9';
@@ -23,22 +22,53 @@ static struct text between(const char *from, const char *to) {
     return (struct text){from, (size_t)(to - from)};
 }
 
-/* ---- the request
- * ----------------------------------------------------------------------------------------
+static const char *end_of(struct text t) {
+    return t.at + t.len;
+}
+
+static bool begins_with(struct text t, struct text start) {
+    return t.len >= start.len && memcmp(t.at, start.at, start.len) == 0;
+}
+
+static bool begins(struct text t, const char *s) {
+    return begins_with(t, (struct text){s, strlen(s)});
+}
+
+/* ---- the request ----------------------------------------------------------------------
  */
 
-static const char token_chars[] =
-    "!#$%&'*+-.^_`|~" DIGITS LETTERS; /* RFC 9110 section 5.6.2 */
-static const char host_chars[] =
-    "!$&'()*+,;=:[]%-._~" DIGITS LETTERS; /* RFC 3986 sections 3.2.2, 3.2.3 */
-static const char target_chars[] =
-    "/?#@\"<>\\^`{|}!$&'()*+,;=:[]%-._~" DIGITS LETTERS; /* all that is visible */
+/* What may stand in a method or a field's name: RFC 9110 section 5.6.2. */
+static const char token_chars[] = "!#$%&'*+-.^_`|~" DIGITS LETTERS;
+/* In a Host: RFC 3986 sections 3.2.2 and 3.2.3. */
+static const char host_chars[] = "!$&'()*+,;=:[]%-._~" DIGITS LETTERS;
+/* In a request-target: all that is visible. */
+static const char target_chars[] = "/?#@\"<>\\^`{|}!$&'()*+,;=:[]%-._~" DIGITS LETTERS;
 
 static bool consists_of(struct text t, const char *set) {
-    for (size_t i = 0; i < t.len; i++)
+    for (size_t i = 0; i < t.len; i++) {
         if (t.at[i] == '\0' || !strchr(set, t.at[i]))
             return false;
+    }
     return true;
+}
+
+/* Names of fields, media types and parameters are the same in upper and lower case. */
+static bool is_word(struct text t, const char *word) {
+    return t.len == strlen(word) && strncasecmp(t.at, word, t.len) == 0;
+}
+
+static bool is_blank(char c) {
+    return c == ' ' || c == '\t';
+}
+
+static struct text trim(struct text t) {
+    const char *at = t.at;
+    const char *end = end_of(t);
+    while (at < end && is_blank(*at))
+        at++;
+    while (end > at && is_blank(end[-1]))
+        end--;
+    return between(at, end);
 }
 
 /* Cuts the line at *pos, without its line end (CRLF, or LF alone, RFC 9112 section 2.2).
@@ -47,23 +77,36 @@ static bool cut_line(const char **pos, const char *end, struct text *line) {
     const char *lf = memchr(*pos, '\n', (size_t)(end - *pos));
     if (!lf)
         return false;
-    *line = between(*pos, lf > *pos && lf[-1] == '\r' ? lf - 1 : lf);
+    bool has_cr = lf > *pos && lf[-1] == '\r';
+    *line = between(*pos, has_cr ? lf - 1 : lf);
     *pos = lf + 1;
     return true;
 }
 
-/* The path of a target in origin-form or absolute-form, RFC 9112 section 3.2. The forms
- * of OPTIONS and CONNECT pass. */
+/* How much of an absolute-form target is its scheme, 0 of one in another form. */
+static size_t scheme_length(struct text target) {
+    static const struct text schemes[] = {TEXT("http://"), TEXT("https://")};
+    for (size_t i = 0; i < COUNT(schemes); i++) {
+        size_t len = schemes[i].len;
+        if (target.len >= len && strncasecmp(target.at, schemes[i].at, len) == 0)
+            return len;
+    }
+    return 0;
+}
+
+/* Puts the path of a target in origin-form or absolute-form (RFC 9112 section 3.2) into
+ * the request. The forms of OPTIONS and CONNECT pass without a path. */
 static bool find_path(struct text target, struct request *req) {
-    const char *at = target.at, *end = at + target.len;
-    size_t scheme = target.len >= 7 && strncasecmp(at, "http://", 7) == 0 ? 7 : 0;
-    if (target.len >= 8 && strncasecmp(at, "https://", 8) == 0)
-        scheme = 8;
-    if (scheme)
-        for (at += scheme; at < end && *at != '/' && *at != '?'; at++)
-            ;
-    else if (*at != '/')
+    const char *at = target.at;
+    const char *end = end_of(target);
+    size_t scheme = scheme_length(target);
+    if (scheme > 0) {
+        at += scheme;
+        while (at < end && *at != '/' && *at != '?')
+            at++;
+    } else if (*at != '/') {
         return text_is(target, "*") || text_is(req->method, "CONNECT");
+    }
     const char *query = memchr(at, '?', (size_t)(end - at));
     req->path = between(at, query ? query : end);
     if (req->path.len == 0)
@@ -71,137 +114,202 @@ static bool find_path(struct text target, struct request *req) {
     return true;
 }
 
+/* HTTP-version = "HTTP/" DIGIT "." DIGIT (RFC 9112 section 2.3). 200 for HTTP/1.x, 505
+ * for another version of HTTP, 400 for what is none. */
+static int check_version(struct text version) {
+    if (version.len < strlen("HTTP/x") || !begins(version, "HTTP/"))
+        return 400;
+    struct text number = between(version.at + strlen("HTTP/"), end_of(version));
+    if (!consists_of(number, "." DIGITS))
+        return 400;
+    if (number.at[0] != '1')
+        return 505;
+    if (number.len > 1 && is_digit(number.at[1]))
+        return 505;
+    bool good = number.len == 3 && number.at[1] == '.' && is_digit(number.at[2]);
+    return good ? 200 : 400;
+}
+
 /* request-line = method SP request-target SP HTTP-version (RFC 9112 section 3). */
 static int parse_request_line(struct text line, struct request *req, bool *needs_host) {
-    const char *end = line.at + line.len, *sp1 = memchr(line.at, ' ', line.len);
-    const char *sp2 = sp1 ? memchr(sp1 + 1, ' ', (size_t)(end - sp1 - 1)) : NULL;
-    if (!sp2 || sp2 == sp1 + 1)
+    const char *end = end_of(line);
+    const char *first_blank = memchr(line.at, ' ', line.len);
+    if (!first_blank)
         return 400;
-    struct text target = between(sp1 + 1, sp2), version = between(sp2 + 1, end);
-    req->method = between(line.at, sp1);
-    if (!consists_of(req->method, token_chars) || !consists_of(target, target_chars) ||
-        version.len < 6 || memcmp(version.at, "HTTP/", 5) != 0 ||
-        !consists_of(between(version.at + 5, end), "." DIGITS))
+    const char *target_at = first_blank + 1;
+    const char *second_blank = memchr(target_at, ' ', (size_t)(end - target_at));
+    if (!second_blank || second_blank == target_at)
         return 400;
-    if (version.at[5] != '1' || (version.len > 6 && is_digit(version.at[6])))
-        return 505;
-    if (version.len != 8 || version.at[6] != '.' || version.at[7] == '.')
+
+    struct text target = between(target_at, second_blank);
+    struct text version = between(second_blank + 1, end);
+    req->method = between(line.at, first_blank);
+    if (!consists_of(req->method, token_chars))
         return 400;
-    *needs_host = version.at[7] != '0';
+    if (!consists_of(target, target_chars))
+        return 400;
+    int status = check_version(version);
+    if (status != 200)
+        return status;
+    *needs_host = !text_is(version, "HTTP/1.0");
     return find_path(target, req) ? 200 : 400;
 }
 
-static struct text trim(struct text t) {
-    const char *at = t.at, *end = at + t.len;
-    while (at < end && (*at == ' ' || *at == '\t'))
-        at++;
-    while (end > at && (end[-1] == ' ' || end[-1] == '\t'))
-        end--;
-    return between(at, end);
-}
-
-static bool is_word(struct text t, const char *word) {
-    return t.len == strlen(word) && strncasecmp(t.at, word, t.len) == 0;
-}
-
-/* Cuts what stands before the next `separator` that is not in a quoted string; false
- * after the last. */
+/* Cuts what stands before the next `separator` that is not in a quoted string. *rest is
+ * what follows; false if nothing is left. */
 static bool cut_element(struct text *rest, char separator, struct text *element) {
-    const char *at = rest->at, *end = at ? at + rest->len : NULL;
-    if (!at)
+    if (!rest->at)
         return false;
-    for (bool quoted = false; at < end && (quoted || *at != separator); at++) {
-        quoted = quoted != (*at == '"');
-        at += quoted && *at == '\\' && end - at > 1;
+    const char *at = rest->at;
+    const char *end = end_of(*rest);
+    bool quoted = false;
+    while (at < end && (quoted || *at != separator)) {
+        if (*at == '"')
+            quoted = !quoted;
+        if (quoted && *at == '\\' && end - at > 1)
+            at++;
+        at++;
     }
     *element = trim(between(rest->at, at));
-    *rest = at < end ? between(at + 1, end) : (struct text){NULL, 0};
+    bool is_last = at == end;
+    *rest = is_last ? (struct text){NULL, 0} : between(at + 1, end);
     return true;
 }
 
-/* A quality in thousandths, RFC 9110 section 12.4.2; -1 if it is none. */
-static int parse_quality(struct text t) {
-    int quality = 0, unit = 1000;
-    if (t.len < 1 || t.len > 5 || (t.len > 1 && t.at[1] != '.'))
-        return -1;
-    for (size_t i = 0; i < t.len; i += i == 0 ? 2 : 1, unit /= 10) {
+/* qvalue in thousandths: 0 or 1, a point and up to three digits (RFC 9110
+ * section 12.4.2). False if it is none. */
+static bool parse_quality(struct text t, int *quality) {
+    if (t.len < 1 || t.len > strlen("0.123"))
+        return false;
+    if (!is_digit(t.at[0]))
+        return false;
+    if (t.len > 1 && t.at[1] != '.')
+        return false;
+    *quality = 1000 * (t.at[0] - '0');
+    int unit = 100;
+    for (size_t i = 2; i < t.len; i++) {
         if (!is_digit(t.at[i]))
-            return -1;
-        quality += (t.at[i] - '0') * unit;
+            return false;
+        *quality += unit * (t.at[i] - '0');
+        unit /= 10;
     }
-    return quality <= 1000 ? quality : -1;
+    return *quality <= 1000;
 }
 
-/* One media range of Accept, as in `text/plain;version=0.0.4;q=0.5`, for one type that
- * can be sent. Other parameters (charset, escaping) say nothing that parts those types.
+/* parameter = name "=" value, the value a token or a quoted string; empty if it is none.
  */
-static void weigh(struct text range, const char *all, const char *type,
-                  const char *version, struct preference *preference) {
-    struct text element, nothing = {"", 0}, name = nothing;
-    int quality = 1000, precision = 0;
-    cut_element(&range, ';', &name);
-    precision = is_word(name, "*/*")  ? 1
-                : is_word(name, all)  ? 2
-                : is_word(name, type) ? 3
-                                      : 0;
-    while (cut_element(&range, ';', &element)) {
-        const char *equals = memchr(element.at, '=', element.len);
-        struct text key = equals ? between(element.at, equals) : nothing;
-        struct text value =
-            equals ? between(equals + 1, element.at + element.len) : nothing;
-        if (value.len >= 2 && *value.at == '"')
-            value = (struct text){value.at + 1, value.len - 2};
-        if (is_word(key, "q"))
-            quality = parse_quality(value);
-        if (is_word(key, "version"))
-            precision = precision == 3 && is_word(value, version) ? 4 : 0;
-    }
-    if (quality < 0 || precision == 0 || precision < preference->precision)
+static void parse_parameter(struct text element, struct text *name, struct text *value) {
+    *name = *value = nothing;
+    const char *equals = memchr(element.at, '=', element.len);
+    if (!equals)
         return;
-    if (precision > preference->precision || quality > preference->quality)
+    *name = between(element.at, equals);
+    *value = between(equals + 1, end_of(element));
+    bool quoted = value->len >= 2 && value->at[0] == '"';
+    if (quoted)
+        *value = (struct text){value->at + 1, value->len - 2};
+}
+
+/* A media type that can be sent. */
+struct media_type {
+    const char *any_subtype, *name, *version;
+};
+
+/* How precisely the name of a range is for a type. */
+static enum precision precision_of(struct text name, const struct media_type *type) {
+    if (is_word(name, "*/*"))
+        return ANY_TYPE;
+    if (is_word(name, type->any_subtype))
+        return ANY_SUBTYPE;
+    if (is_word(name, type->name))
+        return THIS_TYPE;
+    return NOT_NAMED;
+}
+
+/* Takes one media range of Accept, as in `text/plain;version=0.0.4;q=0.5`, into the
+ * preference for a type. Other parameters (charset, escaping) say nothing that parts the
+ * types that can be sent. */
+static void weigh(struct text range, const struct media_type *type,
+                  struct preference *preference) {
+    struct text element = nothing;
+    struct text name, value;
+    int quality = 1000;
+    bool valid = true;
+    cut_element(&range, ';', &element);
+    enum precision precision = precision_of(element, type);
+    while (cut_element(&range, ';', &element)) {
+        parse_parameter(element, &name, &value);
+        if (is_word(name, "q"))
+            valid = parse_quality(value, &quality);
+        if (is_word(name, "version")) {
+            bool ours = precision == THIS_TYPE && is_word(value, type->version);
+            precision = ours ? THIS_VERSION : NOT_NAMED;
+        }
+    }
+    if (!valid || precision == NOT_NAMED)
+        return;
+    bool more_precise = precision > preference->precision;
+    bool better = precision == preference->precision && quality > preference->quality;
+    if (more_precise || better)
         *preference = (struct preference){precision, quality};
 }
 
 static void parse_accept(struct text value, struct request *req) {
+    static const struct media_type openmetrics = {"application/*",
+                                                  "application/openmetrics-text",
+                                                  "1.0.0"};
+    static const struct media_type text = {"text/*", "text/plain", "0.0.4"};
     struct text range;
     while (cut_element(&value, ',', &range)) {
-        weigh(range, "application/*", "application/openmetrics-text", "1.0.0",
-              &req->openmetrics);
-        weigh(range, "text/*", "text/plain", "0.0.4", &req->text);
+        weigh(range, &openmetrics, &req->openmetrics);
+        weigh(range, &text, &req->text);
     }
 }
 
+/* The shortest counts, if the field comes more than once. */
 static void parse_scrape_timeout(struct text value, struct request *req) {
+    enum {
+        DAY = 24 * 60 * 60
+    };
     if (value.len == 0 || !consists_of(value, "." DIGITS))
         return;
     char *stop;
     double seconds = strtod(value.at, &stop); /* it stops at the line end */
-    long ms = seconds < 86400 ? (long)(seconds * 1000) : 86400000;
-    if (stop == value.at + value.len &&
-        (req->scrape_timeout_ms < 0 || ms < req->scrape_timeout_ms))
+    if (stop != end_of(value))
+        return;
+    long ms = seconds < DAY ? (long)(seconds * 1000) : DAY * 1000L;
+    bool is_first = req->scrape_timeout_ms < 0;
+    if (is_first || ms < req->scrape_timeout_ms)
         req->scrape_timeout_ms = ms;
+}
+
+static bool is_control(char c) {
+    return ((unsigned char)c < ' ' && c != '\t') || c == 0x7f;
 }
 
 /* field-line = field-name ":" OWS field-value OWS (RFC 9112 section 5): no folding, no
  * blank before the colon. */
 static bool parse_header(struct text line, struct request *req, unsigned *hosts) {
     const char *colon = memchr(line.at, ':', line.len);
-    if (!colon || colon == line.at || !consists_of(between(line.at, colon), token_chars))
+    if (!colon || colon == line.at)
         return false;
-    struct text name = between(line.at, colon),
-                value = trim(between(colon + 1, line.at + line.len));
-    for (size_t i = 0; i < value.len; i++)
-        if (((unsigned char)value.at[i] < ' ' && value.at[i] != '\t') ||
-            value.at[i] == 0x7f)
+    struct text name = between(line.at, colon);
+    struct text value = trim(between(colon + 1, end_of(line)));
+    if (!consists_of(name, token_chars))
+        return false;
+    for (size_t i = 0; i < value.len; i++) {
+        if (is_control(value.at[i]))
             return false;
+    }
     if (is_word(name, "Host")) {
         ++*hosts;
         return consists_of(value, host_chars);
     }
     if (is_word(name, "Accept"))
         parse_accept(value, req);
-    if (is_word(name, "X-Prometheus-Scrape-Timeout-Seconds"))
+    if (is_word(name, "X-Prometheus-Scrape-Timeout-Seconds")) {
         parse_scrape_timeout(value, req);
+    }
     return true;
 }
 
@@ -209,43 +317,51 @@ static int parse_headers(const char *pos, const char *end, struct request *req,
                          bool needs_host) {
     const char *start = pos;
     unsigned hosts = 0;
+    unsigned lines = 0;
     struct text line;
-    for (unsigned lines = 0; cut_line(&pos, end, &line); lines++) {
-        if (line.len == 0)
-            return hosts > 1 || (needs_host && hosts == 0) ? 400 : 200;
+    while (cut_line(&pos, end, &line)) {
+        if (line.len == 0) {
+            bool good = hosts == 1 || (hosts == 0 && !needs_host);
+            return good ? 200 : 400;
+        }
         if (pos - start > HEADERS_MAX || lines == HEADER_LINES_MAX)
             return 431;
         if (!parse_header(line, req, &hosts))
             return 400;
+        lines++;
     }
     return end - start > HEADERS_MAX + 1 ? 431 : 0;
 }
 
 int request_parse(const char *buf, size_t len, struct request *req) {
-    const char *pos = buf, *end = buf + len;
+    const char *pos = buf;
+    const char *end = buf + len;
     struct text line;
     bool needs_host = false;
     *req =
         (struct request){.method = {buf, 0}, .path = {buf, 0}, .scrape_timeout_ms = -1};
-    while (pos < end &&
-           (*pos == '\r' ||
-            *pos == '\n')) /* empty lines before a request, RFC 9112 section 2.2 */
+    /* Empty lines before a request are passed over, RFC 9112 section 2.2. */
+    while (pos < end && (*pos == '\r' || *pos == '\n'))
         pos++;
     if (pos - buf > REQUEST_LINE_MAX)
         return 414;
+    /* Who begins a TLS handshake, say, would wait for an answer and never end a line. */
     if (pos < end && !consists_of((struct text){pos, 1}, token_chars))
-        return 400; /* a TLS handshake, say, would wait for our answer without ever ending
-                       its line */
+        return 400;
+
     const char *start = pos;
-    bool whole = cut_line(&pos, end, &line);
-    if (whole ? line.len > REQUEST_LINE_MAX : end - start > REQUEST_LINE_MAX + 1)
+    if (!cut_line(&pos, end, &line))
+        return end - start > REQUEST_LINE_MAX + 1 ? 414 : 0;
+    if (line.len > REQUEST_LINE_MAX)
         return 414;
-    int status = whole ? parse_request_line(line, req, &needs_host) : 0;
-    return status == 200 ? parse_headers(pos, end, req, needs_host) : status;
+    int status = parse_request_line(line, req, &needs_host);
+    if (status != 200)
+        return status;
+    return parse_headers(pos, end, req, needs_host);
 }
 
-/* ---- the words of a rule
- * -------------------------------------------------------------------------------- */
+/* ---- the words of a rule --------------------------------------------------------------
+ */
 
 /* A rule is a row of words parted by blanks. The value of an option that iptables prints
  * as a string begins with a double quote, if it is not bare, and reaches to the next one;
@@ -253,15 +369,86 @@ int request_parse(const char *buf, size_t len, struct request *req) {
  * a quote mean anything: names (interfaces, sets, chains, labels) are printed raw, may
  * begin with one, or look like an option. Only inside a quoted word is a newline not the
  * end of the rule. */
+
+enum form {
+    FORM_WORD,  /* up to the next blank */
+    FORM_STRING /* the same, or in double quotes */
+};
+
+enum meaning {
+    CONDITION, /* that the five labels cannot say */
+    PROTOCOL,
+    ADDRESS,
+    PORT,
+    MATCH_MODULE,
+    COMMENT,
+    TARGET
+};
+
+/* What iptables prints with a value that must be known: because the five labels can say
+ * it, because it may hold blanks and newlines, or because it is a raw name that may look
+ * like an option. Of all others it is enough that they are conditions. */
+static const struct option {
+    struct text name;
+    enum meaning meaning;
+    enum direction direction; /* the side that it is about */
+    enum form value;
+} options[] = {
+    /* what most rules are made of: the table is searched from here */
+    {TEXT("-p"), PROTOCOL, DIRECTION_NONE, FORM_WORD},
+    {TEXT("-d"), ADDRESS, DIRECTION_IN, FORM_WORD},
+    {TEXT("-s"), ADDRESS, DIRECTION_OUT, FORM_WORD},
+    {TEXT("-m"), MATCH_MODULE, DIRECTION_NONE, FORM_WORD},
+    {TEXT("-j"), TARGET, DIRECTION_NONE, FORM_WORD},
+    {TEXT("--dport"), PORT, DIRECTION_IN, FORM_WORD},
+    {TEXT("--sport"), PORT, DIRECTION_OUT, FORM_WORD},
+    {TEXT("--comment"), COMMENT, DIRECTION_NONE, FORM_STRING},
+    {TEXT("--dports"), PORT, DIRECTION_IN, FORM_WORD},
+    {TEXT("--sports"), PORT, DIRECTION_OUT, FORM_WORD},
+    {TEXT("-g"), TARGET, DIRECTION_NONE, FORM_WORD},
+    {TEXT("-i"), CONDITION, DIRECTION_NONE, FORM_WORD},
+    {TEXT("-o"), CONDITION, DIRECTION_NONE, FORM_WORD},
+    /* strings */
+    {TEXT("--log-prefix"), CONDITION, DIRECTION_NONE, FORM_STRING},
+    {TEXT("--nflog-prefix"), CONDITION, DIRECTION_NONE, FORM_STRING},
+    {TEXT("--ulog-prefix"), CONDITION, DIRECTION_NONE, FORM_STRING},
+    {TEXT("--string"), CONDITION, DIRECTION_NONE, FORM_STRING},
+    {TEXT("--hex-string"), CONDITION, DIRECTION_NONE, FORM_STRING},
+    {TEXT("--helper"), CONDITION, DIRECTION_NONE, FORM_STRING},
+    {TEXT("--u32"), CONDITION, DIRECTION_NONE, FORM_STRING},
+    {TEXT("--bytecode"), CONDITION, DIRECTION_NONE, FORM_STRING},
+    {TEXT("--path"), CONDITION, DIRECTION_NONE, FORM_STRING},
+    {TEXT("--led-trigger-id"), CONDITION, DIRECTION_NONE, FORM_STRING},
+    /* raw names */
+    {TEXT("--match-set"), CONDITION, DIRECTION_NONE, FORM_WORD},
+    {TEXT("--name"), CONDITION, DIRECTION_NONE, FORM_WORD},
+    {TEXT("--hashlimit-name"), CONDITION, DIRECTION_NONE, FORM_WORD},
+    {TEXT("--physdev-in"), CONDITION, DIRECTION_NONE, FORM_WORD},
+    {TEXT("--physdev-out"), CONDITION, DIRECTION_NONE, FORM_WORD},
+    {TEXT("--genre"), CONDITION, DIRECTION_NONE, FORM_WORD},
+    {TEXT("--nfacct-name"), CONDITION, DIRECTION_NONE, FORM_WORD},
+    {TEXT("--rateest"), CONDITION, DIRECTION_NONE, FORM_WORD},
+    {TEXT("--rateest1"), CONDITION, DIRECTION_NONE, FORM_WORD},
+    {TEXT("--rateest2"), CONDITION, DIRECTION_NONE, FORM_WORD},
+    {TEXT("--object-pinned"), CONDITION, DIRECTION_NONE, FORM_WORD},
+};
+
+static const struct option *find_option(struct text word) {
+    for (size_t i = 0; i < COUNT(options); i++) {
+        if (same_text(word, options[i].name))
+            return &options[i];
+    }
+    return NULL;
+}
+
+/* Where the reading of words is. */
 struct words {
     const char *at, *end;
-    enum {
-        ANY,
-        NAME,
-        STRING
-    } next; /* what the next word is as the value of this one: a raw name, a string */
-    int comment; /* how much of `-m comment` was just read, 0 to 2 words: only behind both
-                    is `--comment` the option */
+    /* The option in the table that was just read: the next word is its value. NULL: the
+     * next word may be an option. */
+    const struct option *option;
+    bool in_comment_match; /* `-m comment` was just read: only there is --comment an
+                              option */
 };
 
 enum word {
@@ -271,339 +458,428 @@ enum word {
     WORD_BAD
 };
 
-static bool one_of(struct text word, const struct text *names) {
-    while (names->len > 0 && !same(word, *names))
-        names++;
-    return names->len > 0;
-}
-
-/* clang-format off */
-static const struct text string_options[] = {
-    TEXT("--comment"), TEXT("--log-prefix"), TEXT("--nflog-prefix"), TEXT("--ulog-prefix"), TEXT("--string"), TEXT("--hex-string"),
-    TEXT("--helper"), TEXT("--u32"), TEXT("--bytecode"), TEXT("--path"), TEXT("--led-trigger-id"), {NULL, 0}};
-
-static const struct text short_names[] = {TEXT("-i"), TEXT("-o"), {NULL, 0}};
-
-static const struct text long_names[] = {
-    TEXT("--match-set"), TEXT("--name"), TEXT("--hashlimit-name"), TEXT("--physdev-in"),
-    TEXT("--physdev-out"), TEXT("--genre"), TEXT("--nfacct-name"), TEXT("--rateest"), TEXT("--rateest1"), TEXT("--rateest2"),
-    TEXT("--object-pinned"), {NULL, 0}};
-/* clang-format on */
-
-/* The options that the five labels can say. */
-static const struct side {
-    struct text name;
-    enum direction direction;
-    bool port;
-} sides[] = {{TEXT("-p"), DIRECTION_NONE, false},
-             {TEXT("-s"), DIRECTION_OUT, false},
-             {TEXT("-d"), DIRECTION_IN, false},
-             {TEXT("--sport"), DIRECTION_OUT, true},
-             {TEXT("--sports"), DIRECTION_OUT, true},
-             {TEXT("--dport"), DIRECTION_IN, true},
-             {TEXT("--dports"), DIRECTION_IN, true}};
-
-static const struct side *find_side(struct text option) {
-    for (size_t i = 0; i < sizeof sides / sizeof *sides; i++)
-        if (same(option, sides[i].name))
-            return &sides[i];
-    return NULL;
-}
-
 /* The quote that ends the string at p, NULL if there is none. */
 static const char *string_end(const char *p, const char *end) {
-    const char *quote = memchr(p, '"', (size_t)(end - p)), *slash;
-    while (quote && (slash = memchr(p, '\\', (size_t)(quote - p)))) {
-        p = slash + 2; /* at most one behind the quote */
+    const char *quote = memchr(p, '"', (size_t)(end - p));
+    while (quote) {
+        const char *backslash = memchr(p, '\\', (size_t)(quote - p));
+        if (!backslash)
+            return quote;
+        p = backslash + 2; /* at most one behind the quote */
         if (quote < p)
             quote = memchr(p, '"', (size_t)(end - p));
     }
-    return quote;
+    return NULL;
+}
+
+/* The end of the word at p, which is the value of `option` if there is one. NULL if a
+ * quoted string has no end. */
+static const char *word_end(const char *p, const char *end, const struct option *option) {
+    if (option && option->value == FORM_STRING && *p == '"') {
+        const char *quote = string_end(p + 1, end);
+        return quote ? quote + 1 : NULL;
+    }
+    while (p < end && *p != ' ' && *p != '\n')
+        p++;
+    return p;
+}
+
+/* Moves on over the word that was read. */
+static void pass_word(struct words *w, struct text word) {
+    const struct option *before = w->option;
+    const struct option *option = NULL;
+    if (!before && *word.at == '-')
+        option = find_option(word);
+    if (option && option->meaning == COMMENT && !w->in_comment_match)
+        option = NULL;
+    w->in_comment_match =
+        before && before->meaning == MATCH_MODULE && text_is(word, "comment");
+    w->option = option;
+    w->at = end_of(word);
 }
 
 static enum word next_word(struct words *w, struct text *word) {
     while (w->at < w->end && *w->at == ' ')
         w->at++;
-    const char *p = w->at, *end = w->end, *to = p;
-    if (p == end)
+    if (w->at == w->end)
         return WORD_NO_MORE;
-    if (*p == '\n')
+    if (*w->at == '\n')
         return WORD_LINE_END;
-    if (w->next == STRING && *p == '"') {
-        to = string_end(p + 1, end);
-        if (!to)
-            return WORD_NO_MORE;
-        if (++to < end && *to != ' ' && *to != '\n')
-            return WORD_BAD;
-    } else {
-        while (to < end && *to != ' ' && *to != '\n')
-            to++;
-    }
-    *word = between(p, to);
-    w->at = to;
-    bool option =
-        w->next == ANY && *p == '-' && (w->comment == 2 || !text_is(*word, "--comment"));
-    if (!option || find_side(*word)) /* most words, most options */
-        w->next = ANY;
-    else if (word->len > 2)
-        w->next = one_of(*word, string_options) ? STRING
-                  : one_of(*word, long_names)   ? NAME
-                                                : ANY;
-    else
-        w->next = one_of(*word, short_names) ? NAME : ANY;
-    w->comment = text_is(*word, "-m")                           ? 1
-                 : w->comment == 1 && text_is(*word, "comment") ? 2
-                                                                : 0;
+    const char *stop = word_end(w->at, w->end, w->option);
+    if (!stop)
+        return WORD_NO_MORE;
+    bool ends_well = stop == w->end || *stop == ' ' || *stop == '\n';
+    if (!ends_well)
+        return WORD_BAD; /* a quote closed in the middle of a word */
+    *word = between(w->at, stop);
+    pass_word(w, *word);
     return WORD;
 }
 
-/* ---- lines
- * ----------------------------------------------------------------------------------------------
+/* ---- lines ----------------------------------------------------------------------------
  */
 
-/* Two numbers at *p, each behind its byte of `marks`: "[packets:bytes" for "[:". Moves *p
- * behind them. A number of 2^64 or more makes *overflow true. */
-static bool parse_counters(const char **p, const char *end, const char *marks,
-                           struct rule *rule, bool *overflow) {
+enum counters {
+    COUNTERS_NONE,
+    COUNTERS_GOOD,
+    COUNTERS_TOO_LARGE
+};
+
+/* A number at *p, which is moved behind it. COUNTERS_TOO_LARGE: 2^64 or more. */
+static enum counters parse_number(const char **p, const char *end, uint64_t *number) {
     const char *at = *p;
-    *overflow = false;
-    for (int i = 0; i < 2; i++) {
-        if (at == end || *at++ != marks[i])
-            return false;
-        const char *digits = at;
-        uint64_t n = 0;
-        for (; at < end && is_digit(*at); at++) {
-            unsigned digit = (unsigned)(*at - '0');
-            *overflow = *overflow || n > (UINT64_MAX - digit) / 10;
-            n = n * 10 + digit;
-        }
-        if (at == digits)
-            return false;
-        *(i == 0 ? &rule->packets : &rule->bytes) = n;
+    bool overflow = false;
+    uint64_t n = 0;
+    while (at < end && is_digit(*at)) {
+        unsigned digit = (unsigned)(*at - '0');
+        overflow |= __builtin_mul_overflow(n, 10, &n);
+        overflow |= __builtin_add_overflow(n, digit, &n);
+        at++;
     }
+    if (at == *p)
+        return COUNTERS_NONE;
     *p = at;
-    return true;
+    *number = n;
+    return overflow ? COUNTERS_TOO_LARGE : COUNTERS_GOOD;
 }
 
-static bool begins(const char *p, const char *end, const char *s) {
-    return (size_t)(end - p) >= strlen(s) && memcmp(p, s, strlen(s)) == 0;
+/* Packets and bytes at *p, each behind its mark: "[packets:bytes" for '[' and ':'. Moves
+ * *p behind them, if they are there. */
+static enum counters parse_counters(const char **p, const char *end, const char marks[2],
+                                    struct rule *rule) {
+    const char *at = *p;
+    uint64_t *numbers[] = {&rule->packets, &rule->bytes};
+    enum counters result = COUNTERS_GOOD;
+    for (int i = 0; i < 2; i++) {
+        if (at == end || *at != marks[i])
+            return COUNTERS_NONE;
+        at++;
+        enum counters one = parse_number(&at, end, numbers[i]);
+        if (one == COUNTERS_NONE)
+            return COUNTERS_NONE;
+        if (one == COUNTERS_TOO_LARGE)
+            result = COUNTERS_TOO_LARGE;
+    }
+    *p = at;
+    return result;
 }
 
 /* The beginning of a rule, "[packets:bytes] -A CHAIN", or in a list "-A CHAIN" alone. A
- * chain's name ends at a blank; any other byte may be in it. */
-static bool rule_head(struct text line, bool list, struct rule *rule, bool *overflow,
-                      struct text *chain) {
-    const char *p = line.at, *end = p + line.len, *start = list ? "-A " : "] -A ";
-    *overflow = false;
-    if ((!list && !parse_counters(&p, end, "[:", rule, overflow)) ||
-        !begins(p, end, start))
-        return false;
-    const char *name = p += strlen(start);
-    while (p < end && *p != ' ' && *p != '\n')
-        p++;
-    *chain = between(name, p);
-    return p > name;
+ * chain's name ends at a blank; any other byte may be in it. COUNTERS_NONE: this is no
+ * rule. (A list says its counters later: COUNTERS_GOOD.) */
+static enum counters parse_rule_head(struct text line, enum dialect dialect,
+                                     struct rule *rule, struct text *chain) {
+    const char *p = line.at;
+    const char *end = end_of(line);
+    const char *command = "-A ";
+    enum counters counters = COUNTERS_GOOD;
+    if (dialect == DIALECT_SAVE) {
+        counters = parse_counters(&p, end, "[:", rule);
+        command = "] -A ";
+    }
+    if (counters == COUNTERS_NONE || !begins(between(p, end), command)) {
+        return COUNTERS_NONE;
+    }
+    const char *name = p + strlen(command);
+    *chain = between(name, word_end(name, end, NULL));
+    return chain->len > 0 ? counters : COUNTERS_NONE;
 }
 
-enum {
-    LINE_INCOMPLETE = -1,
-    LINE_BAD = -2
+enum line_end {
+    LINE_WHOLE,
+    LINE_INCOMPLETE,
+    LINE_BAD
 };
 
-/* The length of the line at p without its newline. */
-static long line_length(const char *p, const char *end, bool list) {
-    const char *lf = memchr(p, '\n', (size_t)(end - p)), *stop = lf ? lf : end;
-    struct rule rule;
-    bool overflow;
-    struct text chain, word;
-    if (*p == (list ? '-' : '[') && memchr(p, '"', (size_t)(stop - p)) &&
-        rule_head(between(p, stop), list, &rule, &overflow, &chain)) {
-        struct words w = {chain.at + chain.len, end, ANY, 0};
-        enum word kind;
-        while ((kind = next_word(&w, &word)) == WORD)
-            ;
-        if (kind == WORD_BAD)
-            return LINE_BAD;
-        lf = kind == WORD_LINE_END ? w.at : NULL;
-    }
-    return lf ? (long)(lf - p) : LINE_INCOMPLETE;
+/* Finds the end of a rule that may hold quoted newlines: behind its last word. */
+static enum line_end find_rule_end(const char *words, const char *end,
+                                   const char **line_end) {
+    struct words w = {.at = words, .end = end};
+    struct text word;
+    enum word kind = WORD;
+    while (kind == WORD)
+        kind = next_word(&w, &word);
+    *line_end = w.at;
+    if (kind == WORD_BAD)
+        return LINE_BAD;
+    return kind == WORD_LINE_END ? LINE_WHOLE : LINE_INCOMPLETE;
 }
 
-/* ---- a rule
- * ---------------------------------------------------------------------------------------------
+/* Cuts the first line of what is unread, without its newline. If it has no end, *line is
+ * all there is. */
+static enum line_end cut_rule_line(struct text unread, enum dialect dialect,
+                                   struct text *line) {
+    const char *end = end_of(unread);
+    const char *lf = memchr(unread.at, '\n', unread.len);
+    enum line_end result = lf ? LINE_WHOLE : LINE_INCOMPLETE;
+    *line = between(unread.at, lf ? lf : end);
+    char first = dialect == DIALECT_SAVE ? '[' : '-';
+    if (*unread.at == first && memchr(line->at, '"', line->len)) {
+        struct rule rule;
+        struct text chain;
+        if (parse_rule_head(*line, dialect, &rule, &chain) != COUNTERS_NONE) {
+            result = find_rule_end(end_of(chain), end, &lf);
+        }
+    }
+    *line = result == LINE_WHOLE ? between(unread.at, lf) : unread;
+    return result;
+}
+
+/* ---- a rule ---------------------------------------------------------------------------
  */
+
+static bool is_one_of(struct text word, const struct text *names, size_t count) {
+    for (size_t i = 0; i < count; i++) {
+        if (same_text(word, names[i]))
+            return true;
+    }
+    return false;
+}
 
 /* Matches that only load: what they match is said by their own options, or by -p alone.
  * (`-m socket`, IPv6's `-m ah` and others are conditions even without an option.) */
-static const struct text loaders[] = {TEXT("tcp"),  TEXT("udp"),   TEXT("udplite"),
-                                      TEXT("sctp"), TEXT("dccp"),  TEXT("multiport"),
-                                      TEXT("icmp"), TEXT("icmp6"), TEXT("esp"),
-                                      {NULL, 0}};
+static bool only_loads(struct text match_module) {
+    static const struct text names[] = {
+        TEXT("tcp"),  TEXT("udp"),  TEXT("multiport"), TEXT("icmp"), TEXT("icmp6"),
+        TEXT("sctp"), TEXT("dccp"), TEXT("udplite"),   TEXT("esp"),
+    };
+    return is_one_of(match_module, names, COUNT(names));
+}
 
-/* Targets after which a packet does not come to the next rule of the chain; -g leaves it
- * too. A jump to a user's chain may return, and what is not listed (LOG, MARK, CT, ...)
- * continues. */
-static const struct text terminal_targets[] = {TEXT("ACCEPT"),     TEXT("DROP"),
-                                               TEXT("REJECT"),     TEXT("RETURN"),
-                                               TEXT("QUEUE"),      TEXT("NFQUEUE"),
-                                               TEXT("SNAT"),       TEXT("DNAT"),
-                                               TEXT("MASQUERADE"), TEXT("REDIRECT"),
-                                               TEXT("NETMAP"),     TEXT("TPROXY"),
-                                               TEXT("SYNPROXY"),   TEXT("TARPIT"),
-                                               {NULL, 0}};
+/* Targets after which a packet does not come to the next rule of the chain. A jump to a
+ * user's chain may return, and what is not listed (LOG, MARK, CT, ...) continues. */
+static bool ends_traversal(struct text target) {
+    static const struct text names[] = {
+        TEXT("RETURN"),   TEXT("ACCEPT"),  TEXT("DROP"),       TEXT("REJECT"),
+        TEXT("QUEUE"),    TEXT("NFQUEUE"), TEXT("SNAT"),       TEXT("DNAT"),
+        TEXT("NETMAP"),   TEXT("TPROXY"),  TEXT("MASQUERADE"), TEXT("REDIRECT"),
+        TEXT("SYNPROXY"), TEXT("TARPIT"),
+    };
+    return is_one_of(target, names, COUNT(names));
+}
 
-/* Puts an option into its field. False if it is there already, or if it names the other
- * side than the one before. */
-static bool take_option(struct rule *rule, const struct side *side, struct value value) {
-    bool is_protocol = side->direction == DIRECTION_NONE;
-    struct value *field = is_protocol  ? &rule->protocol
-                          : side->port ? &rule->port
-                                       : &rule->address;
-    if (field->text.len > 0 || (!is_protocol && rule->direction != DIRECTION_NONE &&
-                                rule->direction != side->direction))
+/* The reading of one rule. Its text is rewritten in its own place: it closes the gaps
+ * that comments and double blanks leave, so it never grows over what has not been read.
+ */
+struct rule_reader {
+    struct words words;
+    enum dialect dialect;
+    struct rule *rule;
+    char *comment;     /* where the next comment goes */
+    char *start, *end; /* what is kept of the match, then of the target */
+    bool negated;      /* a `!` stands before the next option */
+    bool says_all;     /* so far the five labels say it all */
+    enum counters counters;
+};
+
+/* Keeps a word, one blank before it if it is not the first. Returns it where it now is.
+ */
+static struct text keep_word(struct rule_reader *r, struct text word) {
+    if (r->end > r->start)
+        *r->end++ = ' ';
+    if (r->end != word.at)
+        memmove(r->end, word.at, word.len);
+    r->end += word.len;
+    return (struct text){r->end - word.len, word.len};
+}
+
+/* Puts what an option says into its field. False if the five labels cannot say it: the
+ * field is taken, or the option before was about the other side. */
+static bool take_value(struct rule *rule, const struct option *option,
+                       struct value value) {
+    struct value *field = &rule->protocol;
+    if (option->meaning == ADDRESS)
+        field = &rule->address;
+    if (option->meaning == PORT)
+        field = &rule->port;
+    if (field->text.len > 0)
         return false;
     *field = value;
-    if (!is_protocol)
-        rule->direction = side->direction;
-    return true;
+    if (option->direction == DIRECTION_NONE)
+        return true;
+    enum direction before = rule->direction;
+    rule->direction = option->direction;
+    return before == DIRECTION_NONE || before == option->direction;
+}
+
+/* Whether the five labels can say an option of the table together with those before it.
+ */
+static bool is_sayable(struct rule_reader *r, const struct option *option,
+                       struct text value) {
+    switch (option->meaning) {
+    case PROTOCOL:
+    case ADDRESS:
+    case PORT:
+        return take_value(r->rule, option, (struct value){value, r->negated});
+    case MATCH_MODULE:
+        return !r->negated && only_loads(value);
+    default:
+        return false;
+    }
 }
 
 /* Appends a comment, without its quotes and the backslashes in them. */
-static void take_comment(struct ruleset *rs, struct rule *rule, struct text word) {
-    char *to = rs->comment + rule->comment.len;
-    const char *p = word.at, *end = p + word.len;
+static void take_comment(struct rule_reader *r, struct text word) {
+    const char *p = word.at;
+    const char *end = end_of(word);
+    struct rule *rule = r->rule;
+    if (rule->has_comment) {
+        *r->comment++ = ';';
+        *r->comment++ = ' ';
+    } else {
+        rule->comment.at = r->comment;
+        rule->has_comment = true;
+    }
     bool quoted = word.len >= 2 && *p == '"';
-    for (const char *joint = rule->comment.at ? "; " : ""; *joint; joint++)
-        *to++ = *joint;
-    for (p += quoted, end -= quoted; p < end;) {
-        p += quoted && *p == '\\'; /* what is behind it stands for itself */
-        const char *slash = quoted ? memchr(p + 1, '\\', (size_t)(end - p - 1)) : NULL,
-                   *stop = slash ? slash : end;
-        memcpy(to, p, (size_t)(stop - p));
-        to += stop - p;
+    if (quoted) {
+        p++;
+        end--;
+    }
+    while (p < end) {
+        if (quoted && *p == '\\')
+            p++; /* what is behind it stands for itself */
+        const char *backslash =
+            quoted ? memchr(p + 1, '\\', (size_t)(end - p - 1)) : NULL;
+        const char *stop = backslash ? backslash : end;
+        memcpy(r->comment, p, (size_t)(stop - p));
+        r->comment += stop - p;
         p = stop;
     }
-    rule->comment = between(rs->comment, to);
+    rule->comment = between(rule->comment.at, r->comment);
 }
 
-/* Moves a word that stays down to *end, one blank before it: the rule's text closes, in
- * its own place, the gaps that comments and double blanks leave, and never grows over
- * what has not been read. Returns the word where it now is. */
-static struct text keep(const char *start, char **end, struct text word) {
-    if (*end > start)
-        *(*end)++ = ' ';
-    if (*end != word.at)
-        memmove(*end, word.at, word.len);
-    *end += word.len;
-    return (struct text){*end - word.len, word.len};
-}
-
-/* "-c packets bytes", before the target of a rule in a list or at its end, a blank behind
- * it or not; w is behind -c. */
-static bool take_counters(struct words *w, struct rule *rule, bool *overflow) {
-    const char *p = w->at, *end;
-    if (!parse_counters(&p, w->end, "  ", rule, overflow))
+/* Reads " packets bytes" behind a -c of a list. They stand before the target or at the
+ * end, a blank behind them or not. False if these are others. */
+static bool take_counters(struct words *w, struct rule *rule, enum counters *counters) {
+    const char *p = w->at;
+    enum counters found = parse_counters(&p, w->end, "  ", rule);
+    if (found == COUNTERS_NONE)
         return false;
-    for (end = p; p < w->end && *p == ' '; p++)
-        ;
-    if (p < w->end &&
-        (p == end || (!begins(p, w->end, "-j ") && !begins(p, w->end, "-g "))))
+    const char *behind = p;
+    while (p < w->end && *p == ' ')
+        p++;
+    struct text rest = between(p, w->end);
+    bool is_target = begins(rest, "-j ") || begins(rest, "-g ");
+    bool before_target = p > behind && is_target;
+    if (rest.len > 0 && !before_target)
         return false;
     w->at = p;
+    *counters = found;
     return true;
 }
 
-/* From -j or -g to the end of the line. The target's own options match nothing. False if
- * there are counters among them, as a list has them: those before the target are then a
- * part of a raw name, or these are. */
-static bool parse_target(struct words *w, char *start, char *end, struct text jump,
-                         struct rule *rule) {
-    struct text word, name = {"", 0};
+/* From -j or -g to the end of the line. The target's own options match nothing. If there
+ * are counters among them, as a list has them, it is not known which are the rule's:
+ * those before the target may be a part of a raw name, or these. */
+static void read_target(struct rule_reader *r, struct text jump) {
+    struct text word;
+    struct text name = nothing;
     struct rule other;
-    bool overflow, single = true;
-    rule->match = between(start, end);
-    const char *target = (jump = keep(start, &end, jump)).at;
-    for (bool first = true; next_word(w, &word) == WORD; first = false) {
-        struct words ahead = *w;
-        single =
-            single && !(text_is(word, "-c") && take_counters(&ahead, &other, &overflow));
-        word = keep(start, &end, word);
-        name = first ? word : name;
+    enum counters ignored;
+    bool in_list = r->dialect == DIALECT_LIST;
+    r->rule->match = between(r->start, r->end);
+    jump = keep_word(r, jump);
+    while (next_word(&r->words, &word) == WORD) {
+        struct words ahead = r->words;
+        if (in_list && text_is(word, "-c") && take_counters(&ahead, &other, &ignored)) {
+            r->counters = COUNTERS_NONE;
+        }
+        word = keep_word(r, word);
+        if (name.len == 0)
+            name = word;
     }
-    rule->target = between(target, end);
-    rule->terminal = text_is(jump, "-g") || one_of(name, terminal_targets);
-    return single;
+    r->rule->target = between(jump.at, r->end);
+    r->rule->terminal = text_is(jump, "-g") || ends_traversal(name);
 }
 
-/* Reads the words of a rule, from behind the chain's name to the end of its line. They
- * are rewritten in place. In a list the counters are among them, once: false if they are
- * not. */
-static bool parse_rule(struct ruleset *rs, char *start, const char *line_end,
-                       struct rule *rule, bool *overflow) {
-    start += start < line_end; /* the blank */
-    struct words w = {start, line_end, ANY, 0};
-    struct text word, value;
-    char *end = start;
-    bool negated = false, says_all = true, counted = rs->table;
-    while (next_word(&w, &word) == WORD) {
-        if (!rs->table && text_is(word, "-c") && take_counters(&w, rule, overflow)) {
-            counted = true;
-            continue;
-        }
-        if (text_is(word, "-j") || text_is(word, "-g")) {
-            bool single = parse_target(&w, start, end, word, rule);
-            counted = rs->table || (counted && single);
-            break;
-        }
-        bool match = text_is(word, "-m"),
-             comment = w.next == STRING && text_is(word, "--comment");
-        const struct side *side = find_side(word);
-        bool paired = (match || side || w.next != ANY) && next_word(&w, &value) == WORD;
-        if (paired && comment)
-            take_comment(rs, rule, value);
-        if (paired && (comment || (match && text_is(value, "comment"))))
-            continue;
-        bool bang = text_is(keep(start, &end, word), "!");
-        if (paired)
-            value = keep(start, &end, value);
-        says_all =
-            says_all && (bang ||
-                         (paired && side &&
-                          take_option(rule, side, (struct value){value, negated})) ||
-                         (paired && match && !negated && one_of(value, loaders)));
-        negated = bang;
+/* A word of the match, and the value behind it if it is an option of the table. */
+static void read_match(struct rule_reader *r, struct text word) {
+    struct text value;
+    const struct option *option = r->words.option;
+    if (option && next_word(&r->words, &value) != WORD)
+        option = NULL; /* without a value */
+    if (option && option->meaning == COMMENT) {
+        take_comment(r, value);
+        return;
     }
-    if (rule->target.len == 0)
-        rule->match = between(start, end);
-    rule->expressible =
-        says_all && !negated &&
-        rule->address.text.len + rule->port.text.len + rule->protocol.text.len > 0;
-    return counted;
+    if (option && r->words.in_comment_match)
+        return; /* `-m comment` is no condition */
+    bool bang = text_is(keep_word(r, word), "!");
+    if (option)
+        value = keep_word(r, value);
+    if (!bang)
+        r->says_all = r->says_all && option && is_sayable(r, option, value);
+    r->negated = bang;
 }
 
-/* ---- the ruleset
- * ----------------------------------------------------------------------------------------
+/* Whether the labels say all is known behind the last word. */
+static void judge(struct rule_reader *r) {
+    struct rule *rule = r->rule;
+    size_t said = rule->address.text.len + rule->port.text.len + rule->protocol.text.len;
+    rule->expressible = r->says_all && !r->negated && said > 0;
+    if (rule->expressible)
+        return;
+    rule->address = rule->protocol = rule->port = (struct value){nothing, false};
+    rule->direction = DIRECTION_NONE;
+}
+
+/* Reads the words of a rule, from `start` behind the chain's name to the end of its line.
+ */
+static enum counters parse_rule(struct ruleset *rs, char *start, const char *end,
+                                struct rule *rule) {
+    bool in_list = rs->wanted.dialect == DIALECT_LIST;
+    if (start < end)
+        start++; /* the blank */
+    struct rule_reader r = {
+        .words = {.at = start, .end = end},
+        .dialect = rs->wanted.dialect,
+        .rule = rule,
+        .comment = rs->memory.comment,
+        .start = start,
+        .end = start,
+        .says_all = true,
+        .counters = in_list ? COUNTERS_NONE : COUNTERS_GOOD,
+    };
+    struct text word;
+    bool has_target = false;
+    while (!has_target && next_word(&r.words, &word) == WORD) {
+        const struct option *option = r.words.option;
+        has_target = option && option->meaning == TARGET;
+        if (has_target) {
+            read_target(&r, word);
+            continue;
+        }
+        bool is_counters =
+            in_list && text_is(word, "-c") && take_counters(&r.words, rule, &r.counters);
+        if (!is_counters)
+            read_match(&r, word);
+    }
+    if (!has_target)
+        rule->match = between(r.start, r.end);
+    judge(&r);
+    return r.counters;
+}
+
+/* ---- the ruleset ----------------------------------------------------------------------
  */
 
-void ruleset_begin(struct ruleset *rs, const char *table, const struct text *chains,
-                   size_t nchains) {
-    rs->table = table;
-    rs->chains = chains;
-    rs->nchains = nchains;
-    rs->nft = rs->opened = rs->ended = false;
-    rs->missing.len = 0;
-    rs->where = table ? OUTSIDE : INSIDE;
-    rs->error[0] = rs->remark[0] = '\0';
-    rs->start = rs->len = 0;
-    memset(rs->found, 0, sizeof rs->found);
+void ruleset_begin(struct ruleset *rs, struct wanted wanted,
+                   struct ruleset_memory memory) {
+    *rs = (struct ruleset){
+        .wanted = wanted,
+        .memory = memory,
+        .missing = nothing,
+        .place = wanted.dialect == DIALECT_SAVE ? OUTSIDE : INSIDE,
+    };
 }
 
 char *ruleset_room(struct ruleset *rs, size_t *room) {
-    memmove(rs->buf, rs->buf + rs->start, rs->len - rs->start);
+    char *lines = rs->memory.lines;
+    memmove(lines, lines + rs->start, rs->len - rs->start);
     rs->len -= rs->start;
     rs->start = 0;
-    *room = sizeof rs->buf - rs->len;
-    return rs->buf + rs->len;
+    *room = rs->memory.line_max + rs->memory.room - rs->len;
+    return lines + rs->len;
 }
 
 void ruleset_fed(struct ruleset *rs, size_t n) {
@@ -611,147 +887,273 @@ void ruleset_fed(struct ruleset *rs, size_t n) {
     rs->ended = n == 0;
 }
 
+/* Ends the reading. The line is quoted, as far as there is room. */
 static enum item fail(struct ruleset *rs, const char *what, struct text line) {
-    snprintf(rs->error, sizeof rs->error, "%s%.*s", what,
-             line.len < 100 ? (int)line.len : 100, line.at);
+    enum {
+        QUOTED_MAX = 100
+    };
+    int len = line.len < QUOTED_MAX ? (int)line.len : QUOTED_MAX;
+    snprintf(rs->error, sizeof rs->error, "%s%.*s", what, len, line.at);
     return ITEM_ERROR;
 }
 
-/* The index of a chain asked for, or nchains. */
-static size_t find_chain(const struct ruleset *rs, struct text name) {
-    size_t i = 0;
-    while (i < rs->nchains && !same(name, rs->chains[i]))
-        i++;
-    return i;
+/* The index of a wanted chain. False if it is another one. */
+static bool find_chain(const struct ruleset *rs, struct text name, size_t *chain) {
+    for (size_t i = 0; i < rs->wanted.nchains; i++) {
+        if (same_text(name, rs->wanted.chains[i])) {
+            *chain = i;
+            return true;
+        }
+    }
+    return false;
 }
+
+const struct rule rule_of_nothing = {
+    .policy = TEXT(""),
+    .match = TEXT(""),
+    .target = TEXT(""),
+    .comment = TEXT(""),
+    .address = {.text = TEXT("")},
+    .protocol = {.text = TEXT("")},
+    .port = {.text = TEXT("")},
+};
 
 /* "# Generated by PROG vVERSION (nf_tables) on DATE", or a remark. Releases before 1.8.8
  * do not name the backend there, but PROG may. */
-static enum item comment_line(struct ruleset *rs, struct text line) {
+static enum item take_comment_line(struct ruleset *rs, struct text line) {
     char head[sizeof rs->remark];
-    snprintf(head, sizeof head, "%.*s",
-             line.len < sizeof head ? (int)line.len : (int)sizeof head - 1, line.at);
-    if (strncmp(head, "# Generated by ", 15) == 0)
-        rs->nft = strstr(head, "(nf_tables)") || strstr(head, "nft");
-    else if (!rs->opened && head[0] != '\0')
+    snprintf(head, sizeof head, "%.*s", (int)line.len, line.at);
+    if (begins(line, "# Generated by ")) {
+        rs->nft = strstr(head, "nft") || strstr(head, "(nf_tables)");
+    } else if (!rs->opened && line.len > 0) {
         memcpy(rs->remark, head, sizeof head);
+    }
     return ITEM_MORE;
 }
 
-static enum item table_line(struct ruleset *rs, struct text line) {
-    bool wanted = text_is(between(line.at + 1, line.at + line.len), rs->table);
-    if (wanted && rs->opened)
+/* "*TABLE" */
+static enum item take_table(struct ruleset *rs, struct text line, struct rule *rule) {
+    (void)rule;
+    struct text name = between(line.at + 1, end_of(line));
+    rs->place = ELSEWHERE;
+    if (!text_is(name, rs->wanted.table))
+        return ITEM_MORE;
+    if (rs->opened)
         return fail(rs, "the table comes twice: ", line);
-    rs->opened = rs->opened || wanted;
-    rs->where = wanted ? INSIDE : ELSEWHERE;
+    rs->opened = true;
+    rs->place = INSIDE;
     return ITEM_MORE;
 }
 
-/* ":CHAIN POLICY [packets:bytes]", the policy of a user's chain being "-"; in a list "-P
- * CHAIN POLICY -c packets bytes", or
- * "-N CHAIN" for a user's. */
-static enum item chain_line(struct ruleset *rs, struct text line, struct rule *rule) {
-    bool list = !rs->table, overflow = false;
-    const char *end = line.at + line.len, *at = line.at + (list ? 3 : 1),
-               *blank = memchr(at, ' ', (size_t)(end - at));
-    size_t chain = find_chain(rs, between(at, blank ? blank : end));
-    if (chain == rs->nchains && !list)
-        return ITEM_MORE;
-    *rule = (struct rule){.chain = chain, .target = TEXT("-")};
-    const char *p = blank ? memchr(blank + 1, ' ', (size_t)(end - blank - 1)) : NULL,
-               *mark = list ? " -c" : " ";
-    bool user = list && line.at[1] == 'N', good = user && !blank;
-    if (p && !user && begins(p, end, mark)) {
-        rule->target = between(blank + 1, p);
-        p += strlen(mark);
-        good = parse_counters(&p, end, list ? "  " : "[:", rule, &overflow) &&
-               text_is(between(p, end), list ? "" : "]");
-    }
-    if (!good || overflow || chain == rs->nchains || rs->found[chain])
-        return fail(rs, "chain not understood: ", line);
-    rs->found[chain] = rs->opened = true;
-    return text_is(rule->target, "-") ? ITEM_MORE : ITEM_POLICY;
-}
-
-static enum item rule_line(struct ruleset *rs, struct text line, struct rule *rule) {
-    struct text name, first;
-    struct words w = {NULL, line.at + line.len, ANY, 0};
-    bool list = !rs->table, overflow;
-    *rule = (struct rule){.chain = rs->nchains};
-    bool good = rule_head(line, list, rule, &overflow, &name);
-    if (good)
-        rule->chain = find_chain(rs, name);
-    if (good && rule->chain == rs->nchains && !list)
-        return ITEM_MORE;
-    if (good)
-        w.at = name.at + name.len;
-    const char *words = w.at;
-    if (!good || rule->chain == rs->nchains ||
-        (next_word(&w, &first) == WORD && *first.at != '-' && *first.at != '!'))
-        return fail(rs, "rule not understood: ",
-                    line); /* the tail of a raw name with a newline, say */
-    if (overflow)
-        return fail(rs, "a counter of 2^64 or more: ", line);
-    if (!parse_rule(rs, rs->buf + (words - rs->buf), line.at + line.len, rule, &overflow))
-        return fail(rs, "counters not understood: ", rule->match);
-    return overflow ? fail(rs, "a counter of 2^64 or more: ", rule->match) : ITEM_RULE;
-}
-
-/* One line; ITEM_MORE says that there is nothing in it for the caller. */
-static enum item take_line(struct ruleset *rs, struct text line, struct rule *rule) {
-    const char first = *(line.len > 0 ? line.at : "#");
-    if (first == '#')
-        return comment_line(rs, line);
-    if (!rs->table) {
-        const char second =
-            first == '-' && line.len > 3 && line.at[2] == ' ' ? line.at[1] : ' ';
-        return second == 'A'                    ? rule_line(rs, line, rule)
-               : second == 'N' || second == 'P' ? chain_line(rs, line, rule)
-                                                : fail(rs, "unexpected line: ", line);
-    }
-    if (rs->where == OUTSIDE)
-        return first == '*' ? table_line(rs, line) : fail(rs, "unexpected line: ", line);
-    if (text_is(line, "COMMIT")) {
-        rs->where = OUTSIDE;
-    } else if (first != ':' && first != '[') {
+/* "COMMIT", the end of a table. */
+static enum item take_commit(struct ruleset *rs, struct text line, struct rule *rule) {
+    (void)rule;
+    if (!text_is(line, "COMMIT"))
         return fail(rs, "unexpected line: ", line);
-    } else if (rs->where == INSIDE) {
-        return first == ':' ? chain_line(rs, line, rule) : rule_line(rs, line, rule);
-    }
+    rs->place = OUTSIDE;
     return ITEM_MORE;
 }
 
+/* What stands in another table. */
+static enum item pass_over(struct ruleset *rs, struct text line, struct rule *rule) {
+    (void)rs;
+    (void)line;
+    (void)rule;
+    return ITEM_MORE;
+}
+
+/* A wanted chain begins. */
+static enum item open_chain(struct ruleset *rs, struct text line, size_t chain) {
+    if (rs->found[chain])
+        return fail(rs, "chain not understood: ", line);
+    rs->found[chain] = true;
+    rs->opened = true;
+    return ITEM_MORE;
+}
+
+/* How a dialect prints the counters of a policy: what stands before them, the marks of
+ * both, what stands behind them. */
+static const struct policy_form {
+    const char *before, *marks, *behind;
+} policy_forms[] = {
+    [DIALECT_SAVE] = {" ", "[:", "]"},
+    [DIALECT_LIST] = {" -c", "  ", ""},
+};
+
+/* "CHAIN POLICY" with its counters. False if it is not that. */
+static bool parse_policy(struct text t, enum dialect dialect, struct rule *rule) {
+    const struct policy_form *form = &policy_forms[dialect];
+    const char *end = end_of(t);
+    const char *blank = memchr(t.at, ' ', t.len);
+    if (!blank)
+        return false;
+    const char *name = blank + 1;
+    const char *p = memchr(name, ' ', (size_t)(end - name));
+    if (!p || !begins(between(p, end), form->before))
+        return false;
+    rule->policy = between(name, p);
+    p += strlen(form->before);
+    enum counters counters = parse_counters(&p, end, form->marks, rule);
+    return counters == COUNTERS_GOOD && text_is(between(p, end), form->behind);
+}
+
+/* ":CHAIN POLICY [packets:bytes]"; the policy of a user's chain is "-". */
+static enum item take_saved_chain(struct ruleset *rs, struct text line,
+                                  struct rule *rule) {
+    struct text rest = between(line.at + 1, end_of(line));
+    struct text name = between(rest.at, word_end(rest.at, end_of(rest), NULL));
+    *rule = rule_of_nothing;
+    if (!find_chain(rs, name, &rule->chain))
+        return ITEM_MORE;
+    if (!parse_policy(rest, DIALECT_SAVE, rule)) {
+        return fail(rs, "chain not understood: ", line);
+    }
+    if (open_chain(rs, line, rule->chain) == ITEM_ERROR)
+        return ITEM_ERROR;
+    return text_is(rule->policy, "-") ? ITEM_MORE : ITEM_POLICY;
+}
+
+/* In a list, "-N CHAIN": a user's chain. */
+static enum item take_user_chain(struct ruleset *rs, struct text line,
+                                 struct rule *rule) {
+    (void)rule;
+    struct text name = between(line.at + strlen("-N "), end_of(line));
+    size_t chain;
+    if (name.len == 0)
+        return fail(rs, "unexpected line: ", line);
+    if (!find_chain(rs, name, &chain))
+        return fail(rs, "chain not understood: ", line);
+    return open_chain(rs, line, chain);
+}
+
+/* In a list, "-P CHAIN POLICY -c packets bytes": a built-in chain. */
+static enum item take_builtin_chain(struct ruleset *rs, struct text line,
+                                    struct rule *rule) {
+    struct text rest = between(line.at + strlen("-P "), end_of(line));
+    struct text name = between(rest.at, word_end(rest.at, end_of(rest), NULL));
+    *rule = rule_of_nothing;
+    bool found = find_chain(rs, name, &rule->chain);
+    if (!found || !parse_policy(rest, DIALECT_LIST, rule)) {
+        return fail(rs, "chain not understood: ", line);
+    }
+    return open_chain(rs, line, rule->chain) == ITEM_ERROR ? ITEM_ERROR : ITEM_POLICY;
+}
+
+/* Whether a rule goes on after its chain as iptables prints one: with nothing, an option
+ * or a `!`. If not, it is the tail of a raw name with a newline in it, say. */
+static bool begins_like_a_rule(struct text chain, const char *end) {
+    struct words w = {.at = end_of(chain), .end = end};
+    struct text first;
+    if (next_word(&w, &first) != WORD)
+        return true;
+    return *first.at == '-' || *first.at == '!';
+}
+
+/* "[packets:bytes] -A CHAIN ...", or in a list "-A CHAIN ... -c packets bytes ...". */
+static enum item take_rule(struct ruleset *rs, struct text line, struct rule *rule) {
+    enum dialect dialect = rs->wanted.dialect;
+    struct text name;
+    const char *end = end_of(line);
+    *rule = rule_of_nothing;
+    enum counters counters = parse_rule_head(line, dialect, rule, &name);
+    if (counters == COUNTERS_NONE)
+        return fail(rs, "rule not understood: ", line);
+    bool ours = find_chain(rs, name, &rule->chain);
+    if (!ours && dialect == DIALECT_SAVE)
+        return ITEM_MORE;
+    if (!ours || !begins_like_a_rule(name, end)) {
+        return fail(rs, "rule not understood: ", line);
+    }
+    if (counters == COUNTERS_TOO_LARGE) {
+        return fail(rs, "a counter of 2^64 or more: ", line);
+    }
+    char *words = rs->memory.lines + (end_of(name) - rs->memory.lines);
+    counters = parse_rule(rs, words, end, rule);
+    if (counters == COUNTERS_NONE) {
+        return fail(rs, "counters not understood: ", rule->match);
+    }
+    if (counters == COUNTERS_TOO_LARGE) {
+        return fail(rs, "a counter of 2^64 or more: ", rule->match);
+    }
+    return ITEM_RULE;
+}
+
+/* What iptables prints, by the beginning of a line and where it may stand. Comment lines
+ * and empty ones may stand anywhere. Each function returns ITEM_MORE if there is nothing
+ * in the line for the caller. */
+static const struct line_kind {
+    enum dialect dialect;
+    enum place place;
+    struct text start;
+    enum item (*take)(struct ruleset *rs, struct text line, struct rule *rule);
+} line_kinds[] = {
+    {DIALECT_SAVE, INSIDE, TEXT("["), take_rule},
+    {DIALECT_SAVE, INSIDE, TEXT(":"), take_saved_chain},
+    {DIALECT_SAVE, INSIDE, TEXT("COMMIT"), take_commit},
+    {DIALECT_SAVE, OUTSIDE, TEXT("*"), take_table},
+    {DIALECT_SAVE, ELSEWHERE, TEXT("["), pass_over},
+    {DIALECT_SAVE, ELSEWHERE, TEXT(":"), pass_over},
+    {DIALECT_SAVE, ELSEWHERE, TEXT("COMMIT"), take_commit},
+    {DIALECT_LIST, INSIDE, TEXT("-A "), take_rule},
+    {DIALECT_LIST, INSIDE, TEXT("-N "), take_user_chain},
+    {DIALECT_LIST, INSIDE, TEXT("-P "), take_builtin_chain},
+};
+
+static enum item take_line(struct ruleset *rs, struct text line, struct rule *rule) {
+    if (line.len == 0 || *line.at == '#')
+        return take_comment_line(rs, line);
+    for (size_t i = 0; i < COUNT(line_kinds); i++) {
+        const struct line_kind *kind = &line_kinds[i];
+        bool here = kind->dialect == rs->wanted.dialect && kind->place == rs->place;
+        if (here && begins_with(line, kind->start))
+            return kind->take(rs, line, rule);
+    }
+    return fail(rs, "unexpected line: ", line);
+}
+
+/* The output has ended: was it whole? */
 static enum item finish(struct ruleset *rs) {
-    struct text nothing = {"", 0};
+    bool save = rs->wanted.dialect == DIALECT_SAVE;
     if (!rs->opened && rs->remark[0] != '\0')
         return fail(rs, rs->remark, nothing);
-    if (!rs->opened && rs->table)
+    if (!rs->opened && save)
         return fail(rs, "the table was not printed", nothing);
-    if (rs->table && rs->where != OUTSIDE)
+    if (save && rs->place != OUTSIDE) {
         return fail(rs, "the output ends before COMMIT", nothing);
-    for (size_t i = 0; i < rs->nchains && rs->missing.len == 0; i++)
-        if (!rs->found[i])
-            rs->missing = rs->chains[i];
-    return rs->missing.len > 0 ? fail(rs, "no chain ", rs->missing) : ITEM_END;
+    }
+    for (size_t i = 0; i < rs->wanted.nchains; i++) {
+        if (rs->found[i])
+            continue;
+        rs->missing = rs->wanted.chains[i];
+        return fail(rs, "no chain ", rs->missing);
+    }
+    return ITEM_END;
+}
+
+/* Whether a line without its newline may be the last of an output. In a list none may: it
+ * has no COMMIT, so that a cut could not be seen. */
+static bool may_lack_newline(const struct ruleset *rs, struct text line) {
+    return rs->wanted.dialect == DIALECT_SAVE && *line.at != '[' && *line.at != ':';
 }
 
 enum item ruleset_next(struct ruleset *rs, struct rule *rule) {
     while (rs->start < rs->len) {
-        char *at = rs->buf + rs->start;
-        size_t left = rs->len - rs->start;
-        long length = line_length(at, at + left, !rs->table);
-        if (length == LINE_INCOMPLETE && !rs->ended && left < RULE_LINE_MAX)
+        struct text unread = {rs->memory.lines + rs->start, rs->len - rs->start};
+        struct text line;
+        enum line_end line_end = cut_rule_line(unread, rs->wanted.dialect, &line);
+        bool may_grow = !rs->ended && line.len < rs->memory.line_max;
+        if (line_end == LINE_INCOMPLETE && may_grow)
             return ITEM_MORE;
-        struct text line = {at, length < 0 ? left : (size_t)length};
-        if (line.len >= RULE_LINE_MAX)
+        if (line.len >= rs->memory.line_max)
             return fail(rs, "a line without end: ", line);
-        if (length == LINE_BAD ||
-            (length < 0 && (!rs->table || *at == '[' || *at == ':')))
-            return fail(rs,
-                        length == LINE_BAD ? "quotes not understood: "
-                                           : "the output ends inside a line: ",
-                        line);
-        rs->start += length < 0 ? left : line.len + 1;
+        if (line_end == LINE_BAD)
+            return fail(rs, "quotes not understood: ", line);
+        if (line_end == LINE_INCOMPLETE && !may_lack_newline(rs, line)) {
+            return fail(rs, "the output ends inside a line: ", line);
+        }
+        rs->start += line.len;
+        if (line_end == LINE_WHOLE)
+            rs->start++; /* the newline */
         enum item item = take_line(rs, line, rule);
         if (item != ITEM_MORE)
             return item;

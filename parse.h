@@ -28,8 +28,17 @@ static inline bool text_is(struct text t, const char *s) {
     return t.len == strlen(s) && memcmp(t.at, s, t.len) == 0;
 }
 
-/* ---- the request
- * -------------------------------------------------------------------------------------------
+/* Whether two texts hold the same bytes. (Inline: it is asked several times for a rule.
+ * Texts of one length mostly differ in the last byte.) */
+static inline bool same_text(struct text a, struct text b) {
+    if (a.len != b.len)
+        return false;
+    if (a.len == 0)
+        return true;
+    return a.at[a.len - 1] == b.at[b.len - 1] && memcmp(a.at, b.at, a.len) == 0;
+}
+
+/* ---- the request ----------------------------------------------------------------------
  */
 
 enum {
@@ -42,10 +51,16 @@ enum {
 };
 
 /* How much a client wants one media type: the quality in thousandths that the most
- * precise of its media ranges gives it (RFC 9110 section 12.5.1). Precision 0: none does,
- * and the quality is 0. */
+ * precise of its media ranges gives it (RFC 9110 section 12.5.1). */
 struct preference {
-    int precision, quality;
+    enum precision {
+        NOT_NAMED, /* no range is for this type, and the quality is 0 */
+        ANY_TYPE,
+        ANY_SUBTYPE,
+        THIS_TYPE,
+        THIS_VERSION
+    } precision;
+    int quality;
 };
 
 struct request {
@@ -54,8 +69,8 @@ struct request {
                          they are */
     long scrape_timeout_ms; /* X-Prometheus-Scrape-Timeout-Seconds in milliseconds, -1
                                without a usable one */
-    struct preference openmetrics,
-        text; /* application/openmetrics-text version 1.0.0, text/plain version 0.0.4 */
+    struct preference openmetrics; /* application/openmetrics-text version 1.0.0 */
+    struct preference text;        /* text/plain version 0.0.4 */
 };
 
 /* Reads the request in the first len bytes of buf. Returns 0 if it is not complete yet
@@ -65,18 +80,39 @@ struct request {
  */
 int request_parse(const char *buf, size_t len, struct request *req);
 
-/* ---- the ruleset
- * -------------------------------------------------------------------------------------------
+/* ---- the ruleset ----------------------------------------------------------------------
  */
 
 enum {
     /* A legacy rule holds at most 64 KiB of matches; what prints longest is bpf's
-     * bytecode, 8 bytes of it as 25. Nothing that iptables-save prints on one line comes
-     * near 512 KiB. */
+     * bytecode, 8 bytes of it as 25. Nothing that iptables prints on one line comes near
+     * 512 KiB. */
     RULE_LINE_MAX = 512 * 1024,
-    READ_SIZE = 64 * 1024, /* least room that ruleset_room() gives */
     CHAINS_MAX = 64,
     CHAIN_NAME_MAX = 28 /* bytes, netfilter's XT_EXTENSION_MAXNAMELEN less the NUL */
+};
+
+enum dialect {
+    DIALECT_SAVE, /* `iptables-save -c`: tables, with the counters in front of a rule */
+    DIALECT_LIST  /* `iptables -v -S CHAIN`, once for each chain: counters before the
+                     target */
+};
+
+/* What is looked for. The table and the chains are the caller's and must outlive the
+ * reader. */
+struct wanted {
+    enum dialect dialect;
+    const char *table; /* of DIALECT_SAVE: other tables are passed over */
+    const struct text *chains;
+    size_t nchains; /* 1 to CHAINS_MAX */
+};
+
+/* What a reader works in: the caller's memory, in sizes that the caller chooses. */
+struct ruleset_memory {
+    size_t line_max; /* a line of that many bytes is an error */
+    size_t room;     /* the least that ruleset_room() gives, 1 or more */
+    char *lines;   /* line_max + room bytes: what was read, and rewritten in its place */
+    char *comment; /* line_max bytes: the comments of a rule */
 };
 
 enum direction {
@@ -85,79 +121,74 @@ enum direction {
     DIRECTION_OUT
 };
 
-/* What one option of a rule says: the value as printed (len 0: the option is not there).
- */
+/* What one option of a rule says: the value as printed. */
 struct value {
-    struct text text;
+    struct text text; /* empty: the option is not there */
     bool negated;
 };
 
-/* A rule of a wanted chain, or the policy of one. The texts point into the ruleset and
- * live until the next call on it. */
+/* A rule of a wanted chain, or the policy of one. The texts point into the reader's
+ * memory and live until the next call on it. */
 struct rule {
     size_t chain; /* index into the chains asked for */
     uint64_t packets, bytes;
-    bool expressible; /* the five fields below say all that the rule matches */
-    bool terminal;    /* the target ends the traversal of this chain for the packet */
-    enum direction direction;
-    struct value address, protocol, port;
-    struct text match;   /* as printed, comments cut out, blanks squeezed; empty if it
-                            matches all */
-    struct text target;  /* from -j or -g on; empty if none; of a policy, its name */
+    struct text policy; /* ITEM_POLICY: its name; nothing below is set then */
+    struct text
+        match; /* as printed, comments cut out, blanks squeezed; empty: matches all */
+    struct text target;  /* from -j or -g on; empty if none */
+    bool has_comment;    /* one that is empty is a comment too */
     struct text comment; /* unquoted, several joined by "; " */
+    bool terminal;       /* the target ends the traversal of this chain for the packet */
+    bool expressible; /* direction and the three values say all that the rule matches */
+    enum direction direction;             /* these four are set if it is so; */
+    struct value address, protocol, port; /* the values are places inside the match */
 };
+
+/* All texts are empty, all else is 0. */
+extern const struct rule rule_of_nothing;
 
 enum item {
     ITEM_MORE,   /* feed more */
     ITEM_RULE,   /* a rule is in *rule */
-    ITEM_POLICY, /* a built-in chain: chain, packets, bytes and target are in *rule */
-    ITEM_END,  /* read to the end: the table and its COMMIT, if a table is read, and every
-                  chain were seen */
-    ITEM_ERROR /* ruleset.error says why; nothing more will come */
+    ITEM_POLICY, /* a built-in chain: its policy and counters are in *rule */
+    ITEM_END,    /* read to the end: every chain was seen, and a table's COMMIT */
+    ITEM_ERROR   /* ruleset.error says why; nothing more will come */
 };
 
-/* The reader of one run of iptables. Bounded in size whatever the output holds; no
- * pointers to be freed. */
+/* The reader of one run of iptables. It holds no pointers to be freed. */
 struct ruleset {
-    const char *table; /* of the caller, as are the chains; both must outlive the reader.
-                          NULL: lists of chains are read */
-    const struct text *chains;
-    size_t nchains;
+    struct wanted wanted;
+    struct ruleset_memory memory;
+    bool opened;         /* the table, or a chain of a list, was seen */
+    bool ended;          /* the output has ended */
     bool nft;            /* the header named the nf_tables backend */
-    struct text missing; /* after ITEM_ERROR: the chain that was not found, else len 0 */
+    struct text missing; /* after ITEM_ERROR: the chain that was not found, else empty */
     char error[256];     /* after ITEM_ERROR: one line, may quote bytes of the output */
     char remark[160]; /* the last comment line before the table that is not the header */
     /* the rest is the reader's own */
-    enum {
+    enum place {
         OUTSIDE,
         INSIDE,
         ELSEWHERE
-    } where;
-    bool opened, ended;
+    } place; /* in the wanted table, in another one */
     bool found[CHAINS_MAX];
-    size_t start, len; /* the unread bytes: buf[start] to buf[len - 1] */
-    char buf[RULE_LINE_MAX + READ_SIZE];
-    char comment[RULE_LINE_MAX];
+    size_t start, len; /* the unread bytes: lines[start] to lines[len - 1] */
 };
 
-/* Makes *rs ready to report `chains` (1 to CHAINS_MAX names) out of `table` in the output
- * of iptables-save; or, with table NULL, out of what `iptables -v -S CHAIN` prints for
- * each of them, one after the other. */
-void ruleset_begin(struct ruleset *rs, const char *table, const struct text *chains,
-                   size_t nchains);
+/* Makes *rs ready to report what is wanted, in the memory given. */
+void ruleset_begin(struct ruleset *rs, struct wanted wanted,
+                   struct ruleset_memory memory);
 
-/* Where to put the next bytes of output, and in *room how many fit (READ_SIZE at least
- * after ITEM_MORE). */
+/* Where to put the next bytes of output, and in *room how many fit. */
 char *ruleset_room(struct ruleset *rs, size_t *room);
 
 /* Tells that n bytes were put there; 0 says that the output has ended. */
 void ruleset_fed(struct ruleset *rs, size_t n);
 
 /* The next thing of interest. Call until it returns ITEM_MORE, feed, and so on to
- * ITEM_END or ITEM_ERROR. Errors: a line that iptables does not print, a line over
- * RULE_LINE_MAX, an unclosed quote, a counter of a wanted chain that is not a number
- * below 2^64, a table or chain given twice; at the end a missing table, COMMIT or chain.
- */
+ * ITEM_END or ITEM_ERROR. Errors: a line that iptables does not print, a line of line_max
+ * bytes, an unclosed quote, a counter of a wanted chain that is not a number below 2^64,
+ * a table or chain given twice; at the end a missing table, COMMIT or chain. */
 enum item ruleset_next(struct ruleset *rs, struct rule *rule);
 
 #endif

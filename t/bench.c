@@ -175,13 +175,16 @@ static void run_tcp(const char *port, struct taken *t) {
 /* ---- the reader of rulesets by itself -------------------------------------------------------------------- */
 
 static void run_parse(const char *name, const char *path, struct taken *t) {
+    enum { ROOM = 64 * 1024 };
     static struct ruleset rs;
+    static char lines[RULE_LINE_MAX + ROOM], comment[RULE_LINE_MAX];
     struct rule rule;
     struct text chain = {name, strlen(name)};
+    struct wanted wanted = {DIALECT_SAVE, "filter", &chain, 1};
     enum item item = ITEM_MORE;
     char *at = map_file(path, &t->bytes);
     double started = clock_us(CLOCK_PROCESS_CPUTIME_ID);
-    ruleset_begin(&rs, "filter", &chain, 1);
+    ruleset_begin(&rs, wanted, (struct ruleset_memory){RULE_LINE_MAX, ROOM, lines, comment});
     for (size_t done = 0, n = 1, room; item == ITEM_MORE; done += n) {
         char *to = ruleset_room(&rs, &room);
         n = t->bytes - done < room ? t->bytes - done : room;

@@ -26,10 +26,13 @@ static char *copy_of(const char *data, size_t len) {
     return copy;
 }
 
+/* A small reader, so that many inputs a second can be read, and its limits are met. */
+enum { LINE_MAX_HERE = 4096, ROOM = 1024, OUTPUT_MAX = LINE_MAX_HERE + 2 * ROOM };
+
 /* The limits are at thousands of bytes, where no mutation comes, and a corpus should be small: a byte 0x1c + n stands for
  * the byte before it another 16^(n + 1) times. */
 static char *stretched(const uint8_t *data, size_t size, size_t max, size_t *len) {
-    static char out[RULE_LINE_MAX + 2 * READ_SIZE];
+    static char out[REQUEST_MAX + 4096];
     promise(max <= sizeof out, "stretched() has room");
     *len = 0;
     for (size_t i = 0; i < size; i++) {
@@ -122,6 +125,8 @@ void request(const uint8_t *data, size_t size) {
 /* ---- the ruleset, the list ------------------------------------------------------------------------------- */
 
 static struct ruleset rs;
+static char lines[LINE_MAX_HERE + ROOM], comment[LINE_MAX_HERE];
+static const struct ruleset_memory memory = {LINE_MAX_HERE, ROOM, lines, comment};
 static const struct text chains[] = {TEXT("prometheus"), TEXT("INPUT"), TEXT("a\"]b")};
 
 static uint64_t mix(uint64_t hash, const void *bytes, size_t n) { /* FNV-1a */
@@ -222,8 +227,8 @@ static bool lists_counters(struct text in, const struct rule *rule) {
 
 static void check_item(struct text in, enum item item, const struct rule *rule) {
     char words[80];
-    promise(rule->chain < rs.nchains, "the chain is one of those asked for");
-    if (rs.table) {
+    promise(rule->chain < rs.wanted.nchains, "the chain is one of those asked for");
+    if (rs.wanted.dialect == DIALECT_SAVE) {
         snprintf(words, sizeof words, "%llu:", (unsigned long long)rule->packets);
         promise(memmem(in.at, in.len, words, strlen(words)), "the packets are printed so");
         snprintf(words, sizeof words, "%llu]%s%s", (unsigned long long)rule->bytes, item == ITEM_RULE ? " -A " : "",
@@ -234,14 +239,15 @@ static void check_item(struct text in, enum item item, const struct rule *rule) 
         snprintf(words, sizeof words, "-%c %s", item == ITEM_RULE ? 'A' : 'P', chains[rule->chain].at);
         promise(has_line(in, words, " "), "the chain is printed so");
     }
-    promise(is_in(rule->target, rs.buf, rs.len), "the target lies in the buffer");
-    promise(is_in(rule->match, rs.buf, rs.len), "the match lies in the buffer");
-    promise(is_in(rule->comment, rs.comment, sizeof rs.comment), "the comment lies in its place");
+    promise(is_in(rule->target, lines, rs.len), "the target lies in the buffer");
+    promise(is_in(rule->match, lines, rs.len), "the match lies in the buffer");
+    promise(is_in(rule->comment, comment, sizeof comment), "the comment lies in its place");
     const struct text fields[] = {rule->address.text, rule->protocol.text, rule->port.text};
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++)
         promise(is_in(fields[i], rule->match.at, rule->match.len), "a field is a part of the match");
     if (item == ITEM_POLICY) {
-        promise(rule->match.len + rule->comment.len == 0 && !rule->expressible, "a policy matches nothing");
+        promise(rule->match.len + rule->target.len + rule->comment.len == 0 && !rule->expressible, "a policy matches nothing");
+        promise(is_in(rule->policy, lines, rs.len), "the policy lies in the buffer");
         return;
     }
     struct text rest = rule->target, jump = cut_word(&rest);
@@ -268,16 +274,17 @@ static uint64_t random_below(uint64_t *state, uint64_t n) { /* xorshift */
 
 /* Reads the input, checks each item, and returns a hash of them all. seed 0: as much at a time as there is room for. What an
  * error quotes of its line depends on how much of it was there; all else must not. */
-static uint64_t read_all(struct text in, const char *table, size_t nchains, uint64_t seed) {
+static uint64_t read_all(struct text in, enum dialect dialect, size_t nchains, uint64_t seed) {
+    bool save = dialect == DIALECT_SAVE;
     uint64_t hash = 0xcbf29ce484222325;
-    size_t at = 0, room, pieces = seed ? 2 + random_below(&seed, in.len < READ_SIZE ? 30 : 5) : 1;
+    size_t at = 0, room, pieces = seed ? 2 + random_below(&seed, 30) : 1;
     struct rule rule;
-    ruleset_begin(&rs, table, chains, nchains);
+    ruleset_begin(&rs, (struct wanted){dialect, "filter", chains, nchains}, memory);
     for (;;) {
         enum item item = ruleset_next(&rs, &rule);
         if (item == ITEM_MORE) {
             char *to = ruleset_room(&rs, &room);
-            promise(room >= READ_SIZE && is_in((struct text){to, room}, rs.buf, sizeof rs.buf), "there is room for more");
+            promise(room >= ROOM && is_in((struct text){to, room}, lines, sizeof lines), "there is room for more");
             size_t n = in.len - at;
             if (seed && n > 0) n = 1 + random_below(&seed, 2 * in.len / pieces + 1);
             n = n < in.len - at ? n : in.len - at;
@@ -294,7 +301,8 @@ static uint64_t read_all(struct text in, const char *table, size_t nchains, uint
                                         rule.expressible,     rule.terminal,         rule.direction,
                                         rule.address.negated, rule.protocol.negated, rule.port.negated};
             const struct text texts[] = {rule.address.text, rule.protocol.text, rule.port.text,
-                                         rule.match,        rule.target,        rule.comment};
+                                         rule.match,        rule.target,        rule.comment,
+                                         rule.policy};
             hash = mix(hash, numbers, sizeof numbers);
             for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) hash = mix_text(hash, texts[i]);
             continue;
@@ -303,16 +311,16 @@ static uint64_t read_all(struct text in, const char *table, size_t nchains, uint
         promise((item == ITEM_ERROR) == (rs.error[0] != '\0'), "an error has words, nothing else has");
         if (item == ITEM_END) {
             char head[40], policy[40];
-            snprintf(head, sizeof head, "*%s", table ? table : "");
-            promise(!table || (has_line(in, head, "\n") && has_line(in, "COMMIT", "\n")),
+            snprintf(head, sizeof head, "*filter");
+            promise(!save || (has_line(in, head, "\n") && has_line(in, "COMMIT", "\n")),
                     "the end is behind the table and its COMMIT");
             for (size_t i = 0; i < nchains; i++) {
-                snprintf(head, sizeof head, "%s%s", table ? ":" : "-N ", chains[i].at);
+                snprintf(head, sizeof head, "%s%s", save ? ":" : "-N ", chains[i].at);
                 snprintf(policy, sizeof policy, "-P %s", chains[i].at);
-                promise(has_line(in, head, table ? " " : "\n") || (!table && has_line(in, policy, " ")),
+                promise(has_line(in, head, save ? " " : "\n") || (!save && has_line(in, policy, " ")),
                         "the end is behind every chain");
             }
-            promise(table || len_of_last_line(in) == 0, "a list ends behind a line");
+            promise(save || len_of_last_line(in) == 0, "a list ends behind a line");
             promise(at == in.len, "the end is at the end");
         }
         return mix(mix_text(hash, rs.missing), &rs.nft, sizeof rs.nft);
@@ -336,30 +344,31 @@ static char *put_string(char *to, struct text s) {
 
 static char *put(char *to, const char *words) { return stpcpy(to, words); }
 
-static void feed(const char *table, const char *out, const char *end) {
+static void feed(enum dialect dialect, const char *out, const char *end) {
     size_t room, len = (size_t)(end - out);
-    ruleset_begin(&rs, table, chains, 1);
+    ruleset_begin(&rs, (struct wanted){dialect, "filter", chains, 1}, memory);
     memcpy(ruleset_room(&rs, &room), out, len);
     ruleset_fed(&rs, len);
 }
 
 /* Whoever may set a comment sets nothing else: the input as a comment and as a string to look for, in a rule that is printed
  * as iptables prints it. What is understood must be the input, and the rules on both sides of it. */
-static void said_back(const char *table, const uint8_t *data, size_t size) {
+static void said_back(enum dialect dialect, const uint8_t *data, size_t size) {
     static char out[4096], wanted[1024], quoted[1024];
+    bool save = dialect == DIALECT_SAVE;
     struct text said = {(const char *)data, strnlen((const char *)data, size < 255 ? size : 255)};
     struct text quote = {quoted, (size_t)(put_string(quoted, said) - quoted)};
     for (int as_comment = 0; as_comment < 2; as_comment++) {
-        char *end = put(out, table ? "*filter\n:prometheus - [0:0]\n[1:2] -A prometheus -p tcp"
+        char *end = put(out, save ? "*filter\n:prometheus - [0:0]\n[1:2] -A prometheus -p tcp"
                                    : "-N prometheus\n-A prometheus -p tcp");
         end = put(end, as_comment ? " -m comment --comment " : " -m string --string ");
         end = mempcpy(end, quote.at, quote.len);
-        end = put(end, table ? " -m comment --comment \"x y\" -j LOG --log-prefix "
+        end = put(end, save ? " -m comment --comment \"x y\" -j LOG --log-prefix "
                              : " -m comment --comment \"x y\" -c 1 2 -j LOG --log-prefix ");
         end = mempcpy(end, quote.at, quote.len);
-        end = put(end, table ? "\n[3:4] -A prometheus -p udp\nCOMMIT\n" : "\n-A prometheus -p udp -c 3 4\n");
+        end = put(end, save ? "\n[3:4] -A prometheus -p udp\nCOMMIT\n" : "\n-A prometheus -p udp -c 3 4\n");
         struct rule rule;
-        feed(table, out, end);
+        feed(dialect, out, end);
         promise(ruleset_next(&rs, &rule) == ITEM_RULE && rule.packets == 1 && rule.bytes == 2, "the rule is read");
         end = put(wanted, "-p tcp");
         if (!as_comment) end = mempcpy(put(end, " -m string --string "), quote.at, quote.len);
@@ -388,7 +397,7 @@ static void both_say(const uint8_t *data, size_t size) {
     const char *words = (const char *)data;
     size_t len = strnlen(words, size < 1000 ? size : 1000);
     char *end = put(mempcpy(put(out, "*filter\n:prometheus - [0:0]\n[1:2] -A prometheus "), words, len), "\nCOMMIT\n");
-    feed("filter", out, end);
+    feed(DIALECT_SAVE, out, end);
     if (ruleset_next(&rs, &rule) != ITEM_RULE || rs.len - rs.start != strlen("COMMIT\n")) return; /* not one rule */
     const char *match = rule.match.at;
     struct text *texts[] = {&rule.match, &rule.target, &rule.comment};
@@ -405,7 +414,7 @@ static void both_say(const uint8_t *data, size_t size) {
               before == 0 || words[before - 1] == ' ' ? "" : " ");
     end = put(end, rule.target.len ? "-c 1 2 " : "-c 1 2");
     end = put(mempcpy(end, words + before, rule.target.len), "\n");
-    feed(NULL, out, end);
+    feed(DIALECT_LIST, out, end);
     if (ruleset_next(&rs, &listed) != ITEM_RULE) {
         promise(memmem(words, len, "-c", 2), "a rule that is understood in a table is understood in a list");
         return;
@@ -435,27 +444,27 @@ static void counts(const uint8_t *data, size_t size) {
     size_t before = jump ? (size_t)(jump - words) : len;
     char *end = put(mempcpy(put(out, "-N prometheus\n-A prometheus "), words, before), " -c 1 2");
     end = put(mempcpy(end, words + before, len - before), "\n");
-    feed(NULL, out, end);
+    feed(DIALECT_LIST, out, end);
     promise(ruleset_next(&rs, &rule) != ITEM_RULE || (rule.packets == 1 && rule.bytes == 2),
             "the counters are those of the rule");
 }
 
-static void read_output(const char *table, const uint8_t *data, size_t size) {
+static void read_output(enum dialect dialect, const uint8_t *data, size_t size) {
     size_t len, nchains = 1;
-    char *copy = stretched(data, size, RULE_LINE_MAX + 2 * READ_SIZE, &len);
+    char *copy = stretched(data, size, OUTPUT_MAX, &len);
     struct text in = {copy, len};
     while (nchains < sizeof chains / sizeof *chains && memmem(copy, len, chains[nchains].at, chains[nchains].len))
         nchains++;
-    uint64_t whole = read_all(in, table, nchains, 0), seed = mix(1, data, size) | 1;
-    for (int i = 0; i < 2; i++) promise(read_all(in, table, nchains, seed + (uint64_t)i * 2) == whole, "whole or in parts");
+    uint64_t whole = read_all(in, dialect, nchains, 0), seed = mix(1, data, size) | 1;
+    for (int i = 0; i < 2; i++) promise(read_all(in, dialect, nchains, seed + (uint64_t)i * 2) == whole, "whole or in parts");
     free(copy);
-    said_back(table, data, size);
+    said_back(dialect, data, size);
 }
 
-void ruleset(const uint8_t *data, size_t size) { read_output("filter", data, size); }
+void ruleset(const uint8_t *data, size_t size) { read_output(DIALECT_SAVE, data, size); }
 
 void list(const uint8_t *data, size_t size) {
-    read_output(NULL, data, size);
+    read_output(DIALECT_LIST, data, size);
     both_say(data, size);
     counts(data, size);
 }
