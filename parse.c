@@ -34,8 +34,7 @@ static bool begins(struct text t, const char *s) {
     return begins_with(t, (struct text){s, strlen(s)});
 }
 
-/* ---- the request ----------------------------------------------------------------------
- */
+/* ---- the request ----------------------------------------------------------------- */
 
 /* What may stand in a method or a field's name: RFC 9110 section 5.6.2. */
 static const char token_chars[] = "!#$%&'*+-.^_`|~" DIGITS LETTERS;
@@ -360,8 +359,7 @@ int request_parse(const char *buf, size_t len, struct request *req) {
     return parse_headers(pos, end, req, needs_host);
 }
 
-/* ---- the words of a rule --------------------------------------------------------------
- */
+/* ---- the words of a rule --------------------------------------------------------- */
 
 /* A rule is a row of words parted by blanks. The value of an option that iptables prints
  * as a string begins with a double quote, if it is not bare, and reaches to the next one;
@@ -516,8 +514,7 @@ static enum word next_word(struct words *w, struct text *word) {
     return WORD;
 }
 
-/* ---- lines ----------------------------------------------------------------------------
- */
+/* ---- lines ----------------------------------------------------------------------- */
 
 enum counters {
     COUNTERS_NONE,
@@ -625,8 +622,7 @@ static enum line_end cut_rule_line(struct text unread, enum dialect dialect,
     return result;
 }
 
-/* ---- a rule ---------------------------------------------------------------------------
- */
+/* ---- a rule ---------------------------------------------------------------------- */
 
 static bool is_one_of(struct text word, const struct text *names, size_t count) {
     for (size_t i = 0; i < count; i++) {
@@ -860,8 +856,7 @@ static enum counters parse_rule(struct ruleset *rs, char *start, const char *end
     return r.counters;
 }
 
-/* ---- the ruleset ----------------------------------------------------------------------
- */
+/* ---- the ruleset ----------------------------------------------------------------- */
 
 void ruleset_begin(struct ruleset *rs, struct wanted wanted,
                    struct ruleset_memory memory) {

@@ -38,8 +38,7 @@ static inline bool same_text(struct text a, struct text b) {
     return a.at[a.len - 1] == b.at[b.len - 1] && memcmp(a.at, b.at, a.len) == 0;
 }
 
-/* ---- the request ----------------------------------------------------------------------
- */
+/* ---- the request ----------------------------------------------------------------- */
 
 enum {
     REQUEST_LINE_MAX = 8 * 1024, /* bytes without the line end; longer: 414 */
@@ -80,8 +79,7 @@ struct request {
  */
 int request_parse(const char *buf, size_t len, struct request *req);
 
-/* ---- the ruleset ----------------------------------------------------------------------
- */
+/* ---- the ruleset ----------------------------------------------------------------- */
 
 enum {
     /* A legacy rule holds at most 64 KiB of matches; what prints longest is bpf's
