@@ -13,7 +13,7 @@ SYSCONFDIR ?= $(or $(sysconfdir),/etc)
 XINETDDIR ?= $(SYSCONFDIR)/xinetd.d
 INSTALL ?= install
 # The same bytes from every folder, which debug information names otherwise, by PWD if that is one of its names.
-CFLAGS ?= -O3 -g '-fdebug-prefix-map=$(CURDIR)=.'
+CFLAGS ?= -O2 -g '-fdebug-prefix-map=$(CURDIR)=.'
 export PWD = $(CURDIR)
 
 # A static binary starts sooner, and musl's much sooner than glibc's: where musl-gcc is installed, it is the compiler, unless CC
