@@ -75,11 +75,11 @@ lint:
 FUZZ_SECONDS ?= 60
 FUZZERS = t/fuzz-request t/fuzz-ruleset t/fuzz-list
 fuzz: $(FUZZERS)
-	for k in request ruleset list; do mkdir -p t/finds/$$k && t/fuzz-$$k -max_total_time=$(FUZZ_SECONDS) -max_len=4096 \
+	for k in request ruleset list; do mkdir -p t/finds/$$k && t/fuzz-$$k -max_total_time=$(FUZZ_SECONDS) -max_len=1024 \
 		-artifact_prefix=t/ -print_final_stats=1 t/finds/$$k t/corpus/$$k || exit; done
 
 $(FUZZERS): t/fuzz-%: t/fuzz.c parse.c parse.h
-	clang $(STANDARD) $(WARNINGS) -O1 -g -fsanitize=fuzzer,address,undefined -fno-sanitize-coverage=trace-cmp \
+	clang $(STANDARD) $(WARNINGS) -O2 -g -fsanitize=fuzzer,address,undefined -fno-sanitize-coverage=trace-cmp \
 		-fno-sanitize-recover=all -DFUZZ=$* -o $@ t/fuzz.c parse.c
 
 t/fuzz: t/fuzz.c parse.c parse.h .compiled-with
