@@ -85,9 +85,10 @@ $(FUZZERS): t/fuzz-%: t/fuzz.c parse.c parse.h
 t/fuzz: t/fuzz.c parse.c parse.h .compiled-with
 	$(COMPILE) -o $@ t/fuzz.c parse.c
 
-# What nfprom costs, and whether its bounds hold; as root, three minutes. `make bench BENCH="scrape cpu" BENCH_SAMPLES=4`
+# What nfprom costs, and whether its bounds hold; as root, four minutes. `make bench BENCH="scrape cpu" BENCH_SAMPLES=4`
+# With BASE=REF also over the nfprom of that git ref, built with the same compiler; six minutes: `make bench BASE=6133bdf`
 bench: nfprom t/bench-run
-	t/bench $(BENCH)
+	$(if $(BASE),BASE="$(BASE)" CC="$(CC)" LDFLAGS="$(LDFLAGS)") t/bench $(BENCH)
 
 t/bench-run: t/bench.c parse.c parse.h .compiled-with
 	$(COMPILE) -o $@ t/bench.c parse.c

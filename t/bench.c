@@ -10,6 +10,13 @@
  *   tcp PORT                  a request for /metrics to 127.0.0.1
  *   parse CHAIN FILE          FILE through the reader of rulesets, in this process
  *
+ * What asks (http, own, tcp) takes options, before PROGRAM or PORT:
+ *
+ *   -g PATH    asks for PATH
+ *   -h HEADER  sends this line too, as in 'Accept: text/plain'
+ *   -w MS      reads nothing for so long (http, own). The socket takes a few KiB meanwhile. It is an error if the program
+ *              does not sleep then with the rest of its answer, since that is what is to be measured.
+ *
  * A line for each run: number of the command, then in microseconds wall time to the end of the process, wall time to the end of
  * its answer, own CPU time (own, parse) and CPU time of the process and its children (pipe, http, own), the own peak memory in
  * KiB (own), bytes read. A run that fails ends it all.
@@ -24,8 +31,11 @@
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <spawn.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -40,6 +50,12 @@ struct taken {
     double wall, answered, own, all; /* microseconds */
     long peak;             /* KiB */
     size_t bytes;
+};
+
+/* What is asked for, and when the answer is read. */
+struct asking {
+    const char *path, *header; /* header: a line without its end, may be empty */
+    long wait;                 /* milliseconds */
 };
 
 static _Noreturn void fail(const char *what) {
@@ -103,9 +119,16 @@ static size_t read_all(int fd) {
     return all;
 }
 
-static void ask(int fd) {
-    static const char request[] = "GET /metrics HTTP/1.1\r\nHost: bench\r\n\r\n";
-    if (write(fd, request, sizeof request - 1) != sizeof request - 1) fail("write");
+static void ask(int fd, const struct asking *a) {
+    char request[1000];
+    const char *end_of_header = *a->header ? "\r\n" : "";
+    int n = snprintf(request, sizeof request, "GET %s HTTP/1.1\r\nHost: bench\r\n%s%s\r\n",
+                     a->path, a->header, end_of_header);
+    if (n >= (int)sizeof request) {
+        fprintf(stderr, "a request that is too long\n");
+        exit(2);
+    }
+    if (write(fd, request, (size_t)n) != n) fail("write");
 }
 
 static size_t read_answer(int fd) {
@@ -128,11 +151,34 @@ static const char *read_proc(pid_t pid, const char *name) {
     return text;
 }
 
+static bool is_asleep(const char *status) { return strstr(status, "State:\tS") != NULL; }
+
+/* So that nearly all of an answer has to stay in the program while nobody reads. The kernel doubles it. */
+static void make_small(int fd) {
+    int size = 4096;
+    if (setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof size) != 0) fail("SO_SNDBUF");
+}
+
+static size_t held_by_socket(int fd) {
+    int n;
+    if (ioctl(fd, FIONREAD, &n) != 0) fail("FIONREAD");
+    return (size_t)n;
+}
+
+/* Leaves the program alone with its answer. What of it is in the socket at the end. */
+static size_t leave_waiting(int fd, pid_t pid, long ms) {
+    rest(ms);
+    size_t held = held_by_socket(fd);
+    if (held > 0 && is_asleep(read_proc(pid, "status"))) return held;
+    fprintf(stderr, "-w: after %ld ms it does not wait for its client\n", ms);
+    exit(1);
+}
+
 /* nfprom has said all and closed its side, and sleeps until we close ours: only then the kernel's count of its time is
  * complete. schedstat counts nanoseconds, of this process without its children. */
 static void look_at(pid_t pid, struct taken *t) {
     const char *status, *peak;
-    while (!strstr(status = read_proc(pid, "status"), "State:\tS")) {
+    while (!is_asleep(status = read_proc(pid, "status"))) {
         if (strstr(status, "State:\tZ")) fail("own: it did not wait for its client to close");
         rest(1);
     }
@@ -150,24 +196,31 @@ static void run_pipe(char **argv, struct taken *t) {
     reap(pid, *argv, t);
 }
 
-static void run_http(char **argv, struct taken *t, bool look) {
+static void run_http(char **argv, const struct asking *a, struct taken *t, bool look) {
     int fds[2];
+    size_t held = 0;
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds) != 0) fail("socketpair");
+    if (a->wait > 0) make_small(fds[1]);
     pid_t pid = spawn(argv, fds[1], true);
-    ask(fds[0]);
+    ask(fds[0], a);
+    if (a->wait > 0) held = leave_waiting(fds[0], pid, a->wait);
     t->bytes = read_answer(fds[0]);
+    if (held == t->bytes) {
+        fprintf(stderr, "-w: the socket took the whole answer, %zu bytes\n", held);
+        exit(1);
+    }
     t->answered = clock_us(CLOCK_MONOTONIC) - t->wall;
     if (look) look_at(pid, t);
     close(fds[0]);
     reap(pid, *argv, t);
 }
 
-static void run_tcp(const char *port, struct taken *t) {
+static void run_tcp(const char *port, const struct asking *a, struct taken *t) {
     struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons((uint16_t)atoi(port))};
     to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (fd < 0 || connect(fd, (struct sockaddr *)&to, sizeof to) != 0) fail(port);
-    ask(fd);
+    ask(fd, a);
     t->bytes = read_answer(fd);
     close(fd);
 }
@@ -216,18 +269,36 @@ static bool ends_in(const char *s, const char *end) {
     return n >= m && strcmp(s + n - m, end) == 0;
 }
 
+/* The options of what asks; the words behind them. */
+static char **take_options(char **argv, struct asking *a) {
+    for (; *argv && **argv == '-' && argv[1]; argv += 2) {
+        if (strcmp(*argv, "-g") == 0)
+            a->path = argv[1];
+        else if (strcmp(*argv, "-h") == 0)
+            a->header = argv[1];
+        else if (strcmp(*argv, "-w") == 0)
+            a->wait = atol(argv[1]);
+        else
+            break;
+    }
+    return argv;
+}
+
 /* One command, argv up to its NULL. */
 static struct taken run(char **argv) {
     struct taken t = {.bytes = 0};
+    struct asking a = {.path = "/metrics", .header = ""};
     for (; *argv && strchr(*argv, '='); argv++) putenv(*argv);
     const char *kind = *argv && argv[1] ? *argv++ : "";
+    argv = take_options(argv, &a);
+    if (!*argv) kind = "";
     const double started = t.wall = clock_us(CLOCK_MONOTONIC);
     if (strcmp(kind, "pipe") == 0)
         run_pipe(argv, &t);
     else if (strcmp(kind, "http") == 0 || strcmp(kind, "own") == 0)
-        run_http(argv, &t, *kind == 'o');
+        run_http(argv, &a, &t, *kind == 'o');
     else if (strcmp(kind, "tcp") == 0)
-        run_tcp(*argv, &t);
+        run_tcp(*argv, &a, &t);
     else if (strcmp(kind, "parse") == 0 && argv[1])
         run_parse(argv[0], argv[1], &t);
     else
