@@ -14,8 +14,8 @@
  *
  * It refuses: other methods (405) and paths (404), what is not HTTP/1.x (400, 505), a request
  * line over 8 KiB (414), headers over 16 KiB or 100 lines (431), a request that is not
- * complete at the deadline (408). What follows a request is not read but thrown away. There
- * is one deadline (-timeout, 8 s) for the whole exchange. A 200 says that each family which
+ * complete at the deadline (408). What follows a request is read only to be thrown away.
+ * There is one deadline (-timeout, 8 s) for the whole exchange. A 200 says that each family which
  * reports success was read to its COMMIT (a list has none), with status 0, the chain found
  * and every counter a number below 2^64. No byte of a request gets into a command. Messages
  * go to standard error or, if that is the client's connection, to syslog.
@@ -69,17 +69,15 @@ enum {
     SECOND = 1000 * MS,
 
     /* time */
-    TIMEOUT_DEFAULT = 8 * SECOND,
-    SENDING_SHARE = 16, /* work ends at the deadline less 1/16 of it: the answer has to
-                           be out in time */
-    FAMILY_SHARE = 4,   /* 1/4 of that for IPv6, if IPv4 takes all it may */
-    SCRAPE_MARGIN_MS = 500,   /* what the scraper needs of its own timeout for itself, */
-    SCRAPE_TIME_MIN_MS = 100, /* however short that is */
+    SENDING_DIVISOR = 16,     /* the last 1/16 of the time is for sending */
+    FAMILY_DIVISOR = 4,       /* a family leaves 1/4 of the time to each that follows */
+    SCRAPE_MARGIN_MS = 500,   /* of the scraper's timeout, kept for its own work */
+    SCRAPE_TIME_MIN_MS = 100, /* what a scrape gets at least */
     DRAIN_TIME = 2 * SECOND,
 
     /* bytes */
     OUTPUT_MAX = 1 << 30,    /* of iptables-save; a million rules are a tenth of it */
-    FACTS_MAX = 256 << 20,   /* kept of one family */
+    FACTS_MAX = 256 << 20,   /* of each thing that grows; a power of two */
     DRAIN_MAX = 16 << 20,    /* read from a client after the answer */
     WINDOW_SIZE = 64 * 1024, /* through which an answer is sent */
     READ_SIZE = 64 * 1024,   /* read of iptables' output at a time */
@@ -88,6 +86,8 @@ enum {
     FIRST_SIZE = 64 * 1024, /* of what grows */
     PIECE_MAX = 1500,       /* of a formatted text */
     SAID_MAX = 1000, /* kept of what iptables-save says on standard error: the last */
+    TROUBLE_MAX = 300,
+    COMMAND_SHOWN_MAX = 1000, /* of a command in a reason */
     REASON_MAX = 3000,
     COMMAND_MAX = CHAINS_MAX * (4 * CHAIN_NAME_MAX + 60),
     NAMESPACE_MAX = 400,
@@ -96,7 +96,8 @@ enum {
 
     CONNECTIONS_MAX = 512, /* at once, with -addr */
     LISTENERS_MAX = 16,
-    CAP_NET_ADMIN = 12 /* linux/capability.h, which not every libc's headers bring */
+    CAP_NET_ADMIN = 12, /* linux/capability.h, which not every libc's headers bring */
+    CAPABILITY_VERSION_3 = 0x20080522
 };
 
 static usec now(void) {
@@ -123,7 +124,7 @@ enum {
 
 static bool log_to_syslog;
 
-/* To /dev/log as syslog(3) does, which would block where nobody reads the log. */
+/* Sends to /dev/log without syslog(3), which blocks when nobody reads the log. */
 static void send_to_syslog(const char *message) {
     char line[LOG_LINE_MAX + 100];
     struct sockaddr_un to = {.sun_family = AF_UNIX, .sun_path = "/dev/log"};
@@ -187,7 +188,7 @@ static void choose_log(bool has_client) {
 
 /* ---- UTF-8 ----------------------------------------------------------------------- */
 
-/* Length of the UTF-8 character at p, by its first byte; 0 if no character begins so. */
+/* Length of the UTF-8 character that begins with this byte; 0: none does. */
 static size_t utf8_length_by_first(unsigned char first) {
     if (first < 0x80)
         return 1;
@@ -236,6 +237,7 @@ static void write_hex(char to[VISIBLE_MAX], char byte) {
 static bool is_special(char byte) {
 #define BIT(c) (1u << ((c)&31))
     static const uint32_t bits[256 / 32] = {
+        /* of byte c: bit c % 32 of word c / 32 */
         ~0u, /* control characters */
         BIT('"') | BIT('&') | BIT('<') | BIT('>'),
         BIT('\\'),
@@ -261,8 +263,8 @@ static bool is_harmless(struct text t) {
 }
 
 /* Writes t as it is shown: a byte that is not UTF-8 becomes \xHH, and so does NUL, where
- * Prometheus would stop reading. `to` has VISIBLE_MAX * t.len bytes. What is kept is made
- * visible first: so what will be written the same is the same from there on. */
+ * Prometheus would stop reading. `to` has VISIBLE_MAX * t.len bytes. Texts are made visible before
+ * they are compared: two rules that are printed the same are found to be duplicates. */
 static struct text make_visible(char *to, struct text t) {
     const char *end = t.at + t.len;
     struct text visible = {to, 0};
@@ -312,6 +314,7 @@ struct config {
 /* What is wrong with the flags, empty if nothing. */
 static char flag_error[400];
 
+/* Notes what is wrong. Returns false, so that a setter can return it. */
 static bool wrong(const char *format, ...) {
     va_list args;
     va_start(args, format);
@@ -320,14 +323,8 @@ static bool wrong(const char *format, ...) {
     return false;
 }
 
-struct flag;
-typedef bool set_flag(struct config *config, const struct flag *flag, const char *value);
-static set_flag set_bool, set_timeout, set_table, set_variant, set_namespace, set_addr;
-static set_flag add_chain, print_version, print_usage;
-
-/* All flags, in the order of the usage text, which is made of this table. A flag without
- * an argument is a boolean: it may stand alone. */
-static const struct flag {
+/* A flag. Without an argument it is a boolean, and may stand alone. */
+struct flag {
     enum flag_group {
         WHAT_IS_READ,
         HOW_IT_IS_SHOWN,
@@ -335,64 +332,11 @@ static const struct flag {
     } group;
     const char *name;
     const char *argument;
+    const char *initial; /* the value that it has if it is not given */
     const char *meaning;
-    set_flag *set;
-    size_t place; /* for set_bool: where in struct config */
-} flags[] = {
-    {WHAT_IS_READ, "chain", "NAME",
-     "chain to export, may be given more than once (default prometheus)", add_chain, 0},
-    {WHAT_IS_READ, "table", "NAME",
-     "filter, mangle, raw, nat or security (default filter)", set_table, 0},
-    {WHAT_IS_READ, "ipv4", "", "read IPv4 (default; -ipv4=false: do not)", set_bool,
-     offsetof(struct config, families[IPV4])},
-    {WHAT_IS_READ, "ipv6", "", "read IPv6", set_bool,
-     offsetof(struct config, families[IPV6])},
-    {WHAT_IS_READ, "variant", "V",
-     "nft or legacy (default: what iptables-save is on this system)", set_variant, 0},
-    {WHAT_IS_READ, "list", "",
-     "the chain alone, with iptables -v -S, not the whole table", set_bool,
-     offsetof(struct config, list)},
-    {HOW_IT_IS_SHOWN, "namespace", "NAME", "prefix of all metric names (default nfprom)",
-     set_namespace, 0},
-    {HOW_IT_IS_SHOWN, "timeout", "D",
-     "deadline of an exchange, as in 500ms, 8s, 1m30s (default 8s)", set_timeout, 0},
-    {HOW_IT_IS_SHOWN, "addr", "ADDR",
-     "listen on name:port, ipv4:port, [ipv6]:port or :port", set_addr, 0},
-    {HOW_IT_IS_SHOWN, "print", "", "no HTTP: print the metrics and exit", set_bool,
-     offsetof(struct config, print)},
-    {ABOUT, "version", "", "print the version and exit", print_version, 0},
-    {ABOUT, "help", "", "print this and exit", print_usage, 0},
-    {ABOUT, "h", "", "the same", print_usage, 0},
+    bool (*set)(struct config *config, const struct flag *flag, const char *value);
+    size_t offset; /* for set_bool: of its field in struct config */
 };
-
-static const char usage_head[] =
-    "Usage: nfprom [flags]             answer one HTTP request on standard input and output\n"
-    "       nfprom -addr ADDR [flags]  listen, and answer each connection in a process of its own\n"
-    "       nfprom -print [flags]      print the metrics; the default on a terminal\n";
-
-static const char usage_examples[] = "Examples:\n"
-                                     "  nfprom -print -chain INPUT -chain OUTPUT\n"
-                                     "  nfprom -addr 127.0.0.1:9914 -ipv6\n";
-
-/* False if it cannot be written. */
-static bool write_usage(int fd) {
-    static const char *const titles[] = {
-        [WHAT_IS_READ] = "What is read:\n",
-        [HOW_IT_IS_SHOWN] = "How it is shown:\n",
-        [ABOUT] = "About itself:\n",
-    };
-    bool good = dprintf(fd, "%s", usage_head) > 0;
-    for (size_t i = 0; i < COUNT(flags); i++) {
-        const struct flag *flag = &flags[i];
-        bool begins_group = i == 0 || flag->group != flags[i - 1].group;
-        if (begins_group)
-            good = dprintf(fd, "%s", titles[flag->group]) > 0 && good;
-        char words[40];
-        snprintf(words, sizeof words, "-%s %s", flag->name, flag->argument);
-        good = dprintf(fd, "  %-16s %s\n", words, flag->meaning) > 0 && good;
-    }
-    return dprintf(fd, "%s", usage_examples) > 0 && good;
-}
 
 /* The index of s in a list of words that ends with NULL; false if it is not there. */
 static bool find_word(const char *s, const char *const *words, size_t *index) {
@@ -414,29 +358,7 @@ static bool parse_bool(const struct flag *flag, const char *value, bool *result)
 }
 
 static bool set_bool(struct config *config, const struct flag *flag, const char *value) {
-    return parse_bool(flag, value, (bool *)((char *)config + flag->place));
-}
-
-static bool print_version(struct config *config, const struct flag *flag,
-                          const char *value) {
-    bool asked;
-    (void)config;
-    if (!parse_bool(flag, value, &asked))
-        return false;
-    if (asked)
-        exit(dprintf(STDOUT_FILENO, "nfprom " VERSION "\n") > 0 ? 0 : 1);
-    return true;
-}
-
-static bool print_usage(struct config *config, const struct flag *flag,
-                        const char *value) {
-    bool asked;
-    (void)config;
-    if (!parse_bool(flag, value, &asked))
-        return false;
-    if (asked)
-        exit(write_usage(STDOUT_FILENO) ? 0 : 1);
-    return true;
+    return parse_bool(flag, value, (bool *)((char *)config + flag->offset));
 }
 
 /* A number with its unit at *p, which is moved behind it; in microseconds. False: it is
@@ -591,6 +513,92 @@ static bool set_addr(struct config *config, const struct flag *flag, const char 
                  value);
 }
 
+/* Below, since it prints the table. */
+static bool print_usage(struct config *config, const struct flag *flag,
+                        const char *value);
+
+static bool print_version(struct config *config, const struct flag *flag,
+                          const char *value) {
+    bool asked;
+    (void)config;
+    if (!parse_bool(flag, value, &asked))
+        return false;
+    if (asked)
+        exit(dprintf(STDOUT_FILENO, "nfprom " VERSION "\n") > 0 ? 0 : 1);
+    return true;
+}
+
+/* All flags, group by group. The usage text is made of this table. */
+static const struct flag flags[] = {
+    {WHAT_IS_READ, "chain", "NAME", "prometheus",
+     "chain to export, may be given more than once", add_chain, 0},
+    {WHAT_IS_READ, "table", "NAME", "filter", "filter, mangle, raw, nat or security",
+     set_table, 0},
+    {WHAT_IS_READ, "ipv4", "", "true", "read IPv4", set_bool,
+     offsetof(struct config, families[IPV4])},
+    {WHAT_IS_READ, "ipv6", "", "false", "read IPv6", set_bool,
+     offsetof(struct config, families[IPV6])},
+    {WHAT_IS_READ, "variant", "V", "",
+     "nft or legacy (default: what iptables-save is on this system)", set_variant, 0},
+    {WHAT_IS_READ, "list", "", "",
+     "the chain alone, with iptables -v -S, not the whole table", set_bool,
+     offsetof(struct config, list)},
+    {HOW_IT_IS_SHOWN, "namespace", "NAME", "nfprom", "prefix of all metric names",
+     set_namespace, 0},
+    {HOW_IT_IS_SHOWN, "timeout", "D", "8s",
+     "deadline of an exchange, as in 500ms, 8s, 1m30s", set_timeout, 0},
+    {HOW_IT_IS_SHOWN, "addr", "ADDR", "",
+     "listen on name:port, ipv4:port, [ipv6]:port or :port", set_addr, 0},
+    {HOW_IT_IS_SHOWN, "print", "", "", "no HTTP: print the metrics and exit", set_bool,
+     offsetof(struct config, print)},
+    {ABOUT, "version", "", "", "print the version and exit", print_version, 0},
+    {ABOUT, "help", "", "", "print this and exit", print_usage, 0},
+    {ABOUT, "h", "", "", "the same", print_usage, 0},
+};
+
+static const char usage_head[] =
+    "Usage: nfprom [flags]             answer one HTTP request on standard input and output\n"
+    "       nfprom -addr ADDR [flags]  listen, and answer each connection in a process of its own\n"
+    "       nfprom -print [flags]      print the metrics; the default on a terminal\n";
+
+static const char usage_examples[] = "Examples:\n"
+                                     "  nfprom -print -chain INPUT -chain OUTPUT\n"
+                                     "  nfprom -addr 127.0.0.1:9914 -ipv6\n";
+
+/* False if it cannot be written. */
+static bool write_usage(int fd) {
+    static const char *const titles[] = {
+        [WHAT_IS_READ] = "What is read:\n",
+        [HOW_IT_IS_SHOWN] = "How it is shown:\n",
+        [ABOUT] = "About itself:\n",
+    };
+    bool good = dprintf(fd, "%s", usage_head) > 0;
+    for (size_t i = 0; i < COUNT(flags); i++) {
+        const struct flag *flag = &flags[i];
+        bool begins_group = i == 0 || flag->group != flags[i - 1].group;
+        if (begins_group)
+            good = dprintf(fd, "%s", titles[flag->group]) > 0 && good;
+        char words[40];
+        snprintf(words, sizeof words, "-%s %s", flag->name, flag->argument);
+        good = dprintf(fd, "  %-16s %s", words, flag->meaning) > 0 && good;
+        if (*flag->initial)
+            good = dprintf(fd, " (default %s)", flag->initial) > 0 && good;
+        good = dprintf(fd, "\n") > 0 && good;
+    }
+    return dprintf(fd, "%s", usage_examples) > 0 && good;
+}
+
+static bool print_usage(struct config *config, const struct flag *flag,
+                        const char *value) {
+    bool asked;
+    (void)config;
+    if (!parse_bool(flag, value, &asked))
+        return false;
+    if (asked)
+        exit(write_usage(STDOUT_FILENO) ? 0 : 1);
+    return true;
+}
+
 static const struct flag *find_flag(const char *name) {
     for (size_t i = 0; i < COUNT(flags); i++) {
         if (strcmp(name, flags[i].name) == 0)
@@ -619,19 +627,38 @@ static bool parse_flag(struct config *config, char **argv, int *i) {
     return flag->set(config, flag, value);
 }
 
+/* Gives the flags their initial values: those of one value before the flags are read, lists
+ * (there is one, of chains) behind them, if they are empty then. */
+static void set_initial(struct config *config, bool lists) {
+    for (size_t i = 0; i < COUNT(flags); i++) {
+        bool is_list = flags[i].set == add_chain;
+        if (*flags[i].initial && is_list == lists)
+            flags[i].set(config, &flags[i], flags[i].initial);
+    }
+}
+
+/* How many families are enabled, from one on. */
+static int count_enabled(const struct config *config, size_t from) {
+    int count = 0;
+    for (size_t i = from; i < FAMILIES; i++) {
+        if (config->families[i])
+            count++;
+    }
+    return count;
+}
+
 /* What is wrong is left in flag_error. */
 static void parse_flags(struct config *config, int argc, char **argv) {
+    config->variant = config->addr = "";
+    set_initial(config, false);
     for (int i = 1; i < argc; i++) {
         if (!parse_flag(config, argv, &i))
             return;
     }
-    if (config->nchains == 0) {
-        config->chains[0] = config->labels[0] = (struct text)TEXT("prometheus");
-        config->nchains = 1;
-    }
-    if (!config->families[IPV4] && !config->families[IPV6]) {
+    if (config->nchains == 0)
+        set_initial(config, true);
+    if (count_enabled(config, 0) == 0)
         wrong("-ipv4=false without -ipv6: no family to read");
-    }
     if (*config->addr && config->print)
         wrong("-addr and -print: one or the other");
 }
@@ -659,8 +686,8 @@ static uint64_t written_to(const struct sink *sink) {
 }
 
 /* memcpy for what is short, as most is: in steps of eight bytes, the last step over some
- * bytes of the one before. (With a call of musl's memcpy for each piece, own CPU of an
- * answer of 100,000 rules is 1.34 times as much.) */
+ * bytes of the one before (19 bytes: 0 to 7, 8 to 15, 11 to 18). With a call of musl's memcpy
+ * for each piece, own CPU of an answer of 100,000 rules is 1.34 times as much. */
 static inline void copy(char *to, const char *at, size_t len) {
     if (len >= 8) {
         for (size_t i = 0; i < len - 8; i += 8)
@@ -687,8 +714,8 @@ static inline void put_text(struct sink *sink, struct text t) {
     put(sink, t.at, t.len);
 }
 
-/* For a literal, whose length is known where this is compiled: the copy is a few moves.
- */
+/* As put(), with memcpy: most strings are literals, whose length is known where this is
+ * compiled, so that the copy is a few moves. */
 static inline void put_string(struct sink *sink, const char *s) {
     size_t len = strlen(s);
     if (len > sink->size - sink->used) {
@@ -832,9 +859,11 @@ static void release(struct bytes *bytes) {
 
 /* ---- facts ----------------------------------------------------------------------- */
 
-/* To which metric families a rule or a policy goes. */
+/* To which metric families a rule or a policy goes. The seed's pair, packets_total and
+ * bytes_total, is that of the document that nfprom began with. Its five labels are address,
+ * direction, l2proto, l3proto and port. */
 enum pair {
-    PAIR_SEED,     /* packets_total and bytes_total: the five labels express it */
+    PAIR_SEED,     /* the five labels express all of the rule */
     PAIR_VERBATIM, /* rule_packets_total and rule_bytes_total: any other rule */
     PAIR_POLICY,
     PAIRS
@@ -862,22 +891,22 @@ struct tally {
     unsigned long policies;
 };
 
-/* Where a rule with a certain match is found again. */
-struct slot {
-    uint32_t hash;
-    uint32_t record; /* the last rule with this match: a place in the records; or FREE */
-};
-
 enum {
     FREE = 0,
     RECORDS_START = 1 /* so that no record is at FREE */
+};
+
+/* Where a rule with a certain match is found again. */
+struct slot {
+    uint32_t hash;
+    uint32_t record; /* the offset of the last record with this match; or FREE */
 };
 
 /* What was read of a family, in the chain's order. */
 struct facts {
     struct bytes records;
     struct bytes targets; /* the texts of the targets */
-    size_t target_place;  /* the one that was kept last */
+    size_t target_offset; /* of the one that was kept last */
     size_t target_len;
     struct bytes visible; /* a rule whose bytes had to be made visible */
     struct slot *slots;   /* the index of matches: open addressing */
@@ -890,7 +919,7 @@ struct facts {
  * as it needs (seven bits in a byte, the lowest first, the eighth set if there are more), and
  * texts, each behind its length:
  *
- *   pair, chain, flags, packets, bytes, copy
+ *   pair, chain, bits, packets, bytes, copy
  *   of a policy:  its name
  *   of a rule:    match, comment; place and length of its target among the targets
  *     expressible: direction and what is negated; then of address, protocol and port the
@@ -899,15 +928,15 @@ struct facts {
  * So a usual rule takes some 70 bytes. In a struct of fixed size with the texts behind it, it
  * takes 100, and 10,000 rules take more than half of the answer that is made of them. */
 enum {
-    FLAG_TERMINAL = 1,
-    FLAG_EXPRESSIBLE = 2,
-    FLAG_HAS_COMMENT = 4,
-    FLAG_HARMLESS = 8,
+    BIT_TERMINAL = 1,
+    BIT_EXPRESSIBLE = 2,
+    BIT_HAS_COMMENT = 4,
+    BIT_HARMLESS = 8,
 
-    SIDES_DIRECTION = 3, /* two bits: enum direction */
-    SIDES_NOT_ADDRESS = 4,
-    SIDES_NOT_PROTOCOL = 8,
-    SIDES_NOT_PORT = 16,
+    LABELS_DIRECTION = 3, /* two bits: enum direction */
+    LABELS_NOT_ADDRESS = 4,
+    LABELS_NOT_PROTOCOL = 8,
+    LABELS_NOT_PORT = 16,
 
     NUMBER_MAX = 10, /* bytes of a number */
     NUMBERS_MAX = 20 /* numbers of a record */
@@ -970,41 +999,41 @@ static struct text read_place(const char **at, const char *whole) {
     return (struct text){place, read_number(at)};
 }
 
-static char *write_sides(char *to, const struct rule *rule) {
-    unsigned sides = rule->direction;
+static char *write_labels(char *to, const struct rule *rule) {
+    unsigned bits = rule->direction;
     if (rule->address.negated)
-        sides |= SIDES_NOT_ADDRESS;
+        bits |= LABELS_NOT_ADDRESS;
     if (rule->protocol.negated)
-        sides |= SIDES_NOT_PROTOCOL;
+        bits |= LABELS_NOT_PROTOCOL;
     if (rule->port.negated)
-        sides |= SIDES_NOT_PORT;
-    to = write_number(to, sides);
+        bits |= LABELS_NOT_PORT;
+    to = write_number(to, bits);
     to = write_place(to, rule->address.text, rule->match.at);
     to = write_place(to, rule->protocol.text, rule->match.at);
     return write_place(to, rule->port.text, rule->match.at);
 }
 
-static void read_sides(const char **at, struct rule *rule) {
-    uint64_t sides = read_number(at);
-    rule->direction = (enum direction)(sides & SIDES_DIRECTION);
-    rule->address.negated = sides & SIDES_NOT_ADDRESS;
-    rule->protocol.negated = sides & SIDES_NOT_PROTOCOL;
-    rule->port.negated = sides & SIDES_NOT_PORT;
+static void read_labels(const char **at, struct rule *rule) {
+    uint64_t bits = read_number(at);
+    rule->direction = (enum direction)(bits & LABELS_DIRECTION);
+    rule->address.negated = bits & LABELS_NOT_ADDRESS;
+    rule->protocol.negated = bits & LABELS_NOT_PROTOCOL;
+    rule->port.negated = bits & LABELS_NOT_PORT;
     rule->address.text = read_place(at, rule->match.at);
     rule->protocol.text = read_place(at, rule->match.at);
     rule->port.text = read_place(at, rule->match.at);
 }
 
-static unsigned flags_of(const struct fact *fact) {
+static unsigned bits_of(const struct fact *fact) {
     unsigned bits = 0;
     if (fact->rule.terminal)
-        bits |= FLAG_TERMINAL;
+        bits |= BIT_TERMINAL;
     if (fact->rule.expressible)
-        bits |= FLAG_EXPRESSIBLE;
+        bits |= BIT_EXPRESSIBLE;
     if (fact->rule.has_comment)
-        bits |= FLAG_HAS_COMMENT;
+        bits |= BIT_HAS_COMMENT;
     if (fact->harmless)
-        bits |= FLAG_HARMLESS;
+        bits |= BIT_HARMLESS;
     return bits;
 }
 
@@ -1019,7 +1048,7 @@ static bool append_record(struct facts *facts, const struct fact *fact) {
     char *to = start;
     to = write_number(to, fact->pair);
     to = write_number(to, rule->chain);
-    to = write_number(to, flags_of(fact));
+    to = write_number(to, bits_of(fact));
     to = write_number(to, rule->packets);
     to = write_number(to, rule->bytes);
     to = write_number(to, fact->copy);
@@ -1030,7 +1059,7 @@ static bool append_record(struct facts *facts, const struct fact *fact) {
         to = write_text(to, rule->comment);
         to = write_place(to, rule->target, facts->targets.at);
         if (rule->expressible)
-            to = write_sides(to, rule);
+            to = write_labels(to, rule);
     }
     record_size size = (record_size)(to - start);
     memcpy(start - sizeof size, &size, sizeof size);
@@ -1039,18 +1068,18 @@ static bool append_record(struct facts *facts, const struct fact *fact) {
     return true;
 }
 
-/* Reads the record at `place` among the records. */
-static void read_record(const struct facts *facts, size_t place, struct fact *fact) {
-    const char *at = facts->records.at + place + sizeof(record_size);
+/* Reads the record at an offset among the records. */
+static void read_record(const struct facts *facts, size_t offset, struct fact *fact) {
+    const char *at = facts->records.at + offset + sizeof(record_size);
     struct rule *rule = &fact->rule;
     *rule = rule_of_nothing;
     fact->pair = (enum pair)read_number(&at);
     rule->chain = read_number(&at);
     uint64_t bits = read_number(&at);
-    rule->terminal = bits & FLAG_TERMINAL;
-    rule->expressible = bits & FLAG_EXPRESSIBLE;
-    rule->has_comment = bits & FLAG_HAS_COMMENT;
-    fact->harmless = bits & FLAG_HARMLESS;
+    rule->terminal = bits & BIT_TERMINAL;
+    rule->expressible = bits & BIT_EXPRESSIBLE;
+    rule->has_comment = bits & BIT_HAS_COMMENT;
+    fact->harmless = bits & BIT_HARMLESS;
     rule->packets = read_number(&at);
     rule->bytes = read_number(&at);
     fact->copy = read_number(&at);
@@ -1062,13 +1091,13 @@ static void read_record(const struct facts *facts, size_t place, struct fact *fa
     rule->comment = read_text(&at);
     rule->target = read_place(&at, facts->targets.at);
     if (rule->expressible)
-        read_sides(&at, rule);
+        read_labels(&at, rule);
 }
 
 /* A walk over the facts, from begin_walk() on. */
 struct walk {
     const struct facts *facts;
-    size_t place;
+    size_t offset;
 };
 
 static struct walk begin_walk(const struct facts *facts) {
@@ -1077,24 +1106,24 @@ static struct walk begin_walk(const struct facts *facts) {
 
 /* The pair of the next record: its first number, which is below 0x80. */
 static enum pair peek_pair(const struct walk *walk) {
-    return (enum pair)walk->facts->records.at[walk->place + sizeof(record_size)];
+    return (enum pair)walk->facts->records.at[walk->offset + sizeof(record_size)];
 }
 
 static bool at_end(const struct walk *walk) {
-    return walk->place >= walk->facts->records.len;
+    return walk->offset >= walk->facts->records.len;
 }
 
 static void pass_record(struct walk *walk) {
     record_size size;
-    memcpy(&size, walk->facts->records.at + walk->place, sizeof size);
-    walk->place += sizeof size + size;
+    memcpy(&size, walk->facts->records.at + walk->offset, sizeof size);
+    walk->offset += sizeof size + size;
 }
 
 /* The next fact, whatever it is. False at the end. */
 static bool next_fact(struct walk *walk, struct fact *fact) {
     if (at_end(walk))
         return false;
-    read_record(walk->facts, walk->place, fact);
+    read_record(walk->facts, walk->offset, fact);
     pass_record(walk);
     return true;
 }
@@ -1127,9 +1156,10 @@ static uint64_t mix_text(uint64_t hash, struct text t) {
     return mix(hash, word);
 }
 
-/* What the labels say of a rule that they can express is the whole of its match. */
+/* Rules with equal labels match the same, even if the texts of their matches differ: so the
+ * labels are hashed, where they say all. (What is negated is left to same_match.) */
 static uint32_t hash_match(const struct rule *rule) {
-    uint64_t hash = mix(rule->chain, rule->expressible);
+    uint64_t hash = mix(mix(0, rule->chain), rule->expressible);
     if (!rule->expressible)
         return (uint32_t)mix_text(hash, rule->match);
     hash = mix_text(hash, rule->address.text);
@@ -1151,32 +1181,45 @@ static bool same_match(const struct rule *a, const struct rule *b) {
            same_value(a->protocol, b->protocol) && same_value(a->port, b->port);
 }
 
-/* The next slot that holds a record with this hash, or the free one behind them. */
-static struct slot *probe(const struct facts *facts, uint32_t hash, size_t *place) {
-    for (;; ++*place) {
-        struct slot *slot = &facts->slots[*place & (facts->nslots - 1)];
-        if (slot->record == FREE || slot->hash == hash)
-            return slot;
-    }
+/* The slot at a position, which may go on from the last to the first. The number of slots is
+ * a power of two, and one of them is always free: whoever looks for one finds it. */
+static struct slot *slot_at(const struct facts *facts, size_t position) {
+    return &facts->slots[position & (facts->nslots - 1)];
+}
+
+/* Whether a slot is that of the rules with this match. */
+static bool holds(const struct facts *facts, const struct slot *slot,
+                  const struct rule *rule, uint32_t hash) {
+    if (slot->hash != hash)
+        return false;
+    struct fact fact;
+    read_record(facts, slot->record, &fact);
+    return same_match(rule, &fact.rule);
 }
 
 /* The slot of the rules with this match, or the free one where they belong. */
 static struct slot *find_slot(const struct facts *facts, const struct rule *rule,
                               uint32_t hash) {
-    for (size_t place = hash;; place++) {
-        struct slot *slot = probe(facts, hash, &place);
-        if (slot->record == FREE)
-            return slot;
-        struct fact fact;
-        read_record(facts, slot->record, &fact);
-        if (same_match(rule, &fact.rule))
-            return slot;
+    size_t position = hash;
+    struct slot *slot = slot_at(facts, position);
+    while (slot->record != FREE && !holds(facts, slot, rule, hash)) {
+        position++;
+        slot = slot_at(facts, position);
     }
+    return slot;
 }
 
-/* Makes room for one more in the index. It doubles when four fifths of it are used: that
- * takes half of the memory that a bound of one half would, for a few more steps from slot
- * to slot. False: there is no memory. */
+/* Puts a slot of the old index into the new one. */
+static void move_slot(const struct facts *facts, struct slot old) {
+    size_t position = old.hash;
+    while (slot_at(facts, position)->record != FREE)
+        position++;
+    *slot_at(facts, position) = old;
+}
+
+/* Makes room for one more in the index. It doubles when four fifths of it are used: that takes
+ * half of the memory that a bound of one half would, for a few more steps from slot to slot.
+ * False: there is no memory. */
 static bool reserve_slot(struct facts *facts) {
     enum {
         FIRST_SLOTS = 512
@@ -1192,12 +1235,8 @@ static bool reserve_slot(struct facts *facts) {
     facts->slots = slots;
     facts->nslots = nslots;
     for (size_t i = 0; i < nold; i++) {
-        size_t place = old[i].hash;
-        if (old[i].record == FREE)
-            continue;
-        while (slots[place & (nslots - 1)].record != FREE)
-            place++;
-        slots[place & (nslots - 1)] = old[i];
+        if (old[i].record != FREE)
+            move_slot(facts, old[i]);
     }
     if (old)
         munmap(old, nold * sizeof *old);
@@ -1227,13 +1266,14 @@ static void forget_facts(struct facts *facts) {
     release(&facts->records);
     release(&facts->targets);
     release(&facts->visible);
-    facts->target_place = facts->target_len = 0;
+    facts->target_offset = facts->target_len = 0;
     memset(facts->counts, 0, sizeof facts->counts);
     memset(facts->tallies, 0, sizeof facts->tallies);
 }
 
-/* Where a part of `match` stands in the same, made visible. (A character does not reach
- * over a blank, so that the parts of a match can be made visible one by one.) */
+/* Where `part` stands when the whole match has been made visible at visible_match. It is
+ * written there. (A character does not reach over a blank, so that the parts of a match can be
+ * made visible one by one.) */
 static struct text visible_part(struct text part, struct text match,
                                 char *visible_match) {
     if (part.len == 0)
@@ -1258,10 +1298,12 @@ static bool show_rule(struct bytes *visible, struct rule *rule) {
     if (!reserve(visible, VISIBLE_MAX * all))
         return false;
     char *to = visible->at;
+    /* These three are written where the whole match is written next: the same bytes in the
+     * same places. */
     rule->address.text = visible_part(rule->address.text, match, to);
     rule->protocol.text = visible_part(rule->protocol.text, match, to);
     rule->port.text = visible_part(rule->port.text, match, to);
-    show_text(&to, &rule->match); /* over the three: the same bytes in the same places */
+    show_text(&to, &rule->match);
     show_text(&to, &rule->target);
     show_text(&to, &rule->comment);
     show_text(&to, &rule->policy);
@@ -1273,16 +1315,16 @@ static bool show_rule(struct bytes *visible, struct rule *rule) {
 static bool keep_target(struct facts *facts, struct rule *rule) {
     struct bytes *targets = &facts->targets;
     size_t len = rule->target.len;
-    struct text last = {targets->at + facts->target_place, facts->target_len};
+    struct text last = {targets->at + facts->target_offset, facts->target_len};
     if (!same_text(rule->target, last)) {
         if (!reserve(targets, len))
             return false;
         memcpy(targets->at + targets->len, rule->target.at, len);
-        facts->target_place = targets->len;
+        facts->target_offset = targets->len;
         facts->target_len = len;
         targets->len += len;
     }
-    rule->target = (struct text){targets->at + facts->target_place, len};
+    rule->target = (struct text){targets->at + facts->target_offset, len};
     return true;
 }
 
@@ -1330,8 +1372,9 @@ static bool keep_policy(struct facts *facts, struct fact *fact) {
  * or no room for so much. */
 static bool keep(struct facts *facts, enum item item, const struct rule *rule) {
     struct fact fact = {.copy = 1, .rule = *rule};
-    fact.harmless = is_harmless(rule->match) && is_harmless(rule->target) &&
-                    is_harmless(rule->comment);
+    fact.harmless = is_harmless(rule->match) && is_harmless(rule->target);
+    if (!is_harmless(rule->comment) || !is_harmless(rule->policy))
+        fact.harmless = false;
     if (!fact.harmless && !show_rule(&facts->visible, &fact.rule))
         return false;
     return item == ITEM_POLICY ? keep_policy(facts, &fact) : keep_rule(facts, &fact);
@@ -1349,8 +1392,9 @@ struct run {
     bool timed_out;
     int status; /* as a shell counts: 128 + the signal */
     size_t said_len;
-    char said[SAID_MAX + 1]; /* the end of what it complains of */
-    char trouble[SAID_MAX];  /* what nfprom has against its output */
+    bool said_cut;             /* its beginning is lost */
+    char said[SAID_MAX + 1];   /* the end of what it complains of */
+    char trouble[TROUBLE_MAX]; /* what nfprom has against its output */
 };
 
 static void end_group(int signal) {
@@ -1371,7 +1415,7 @@ static bool set_environment(void) {
     return setenv("PATH", longer, 1) == 0 && setenv("LC_ALL", "C", 1) == 0;
 }
 
-/* As a shell counts; what cannot be known is no success. */
+/* As a shell counts: the exit status, or 128 and the signal. */
 static int status_of(int wait_status) {
     if (WIFEXITED(wait_status))
         return WEXITSTATUS(wait_status);
@@ -1392,6 +1436,7 @@ static _Noreturn void collect(const char *command, pid_t parent, int out, int er
     prctl(PR_SET_PDEATHSIG, SIGTERM); /* nfprom killed: nothing may be left behind */
     if (getppid() != parent)
         _exit(CANNOT_RUN);
+    /* Standard input, too, must not stay the client's connection. */
     bool redirected = dup2(err, STDIN_FILENO) >= 0 && dup2(out, STDOUT_FILENO) >= 0 &&
                       dup2(err, STDERR_FILENO) >= 0;
     if (!redirected)
@@ -1428,9 +1473,10 @@ static bool start_run(struct run *run, const char *command) {
 }
 
 /* Kills what is left of the group before its leader is reaped: until then nobody else can
- * have its number. */
+ * have its number. If all output was read, the leader has ended before, since it holds the
+ * pipes: its status is safe. A status that cannot be known is no success. */
 static void end_run(struct run *run) {
-    int status = CANNOT_RUN << 8;
+    int status = CANNOT_RUN << 8; /* as waitpid gives it for _exit(CANNOT_RUN) */
     if (run->collector > 0) {
         kill(-run->collector, SIGKILL);
         pid_t reaped = -1;
@@ -1454,6 +1500,8 @@ static bool hear(struct run *run) {
         return n < 0 && errno == EINTR;
     size_t room = SAID_MAX - (size_t)n;
     size_t kept = run->said_len < room ? run->said_len : room;
+    if (kept < run->said_len)
+        run->said_cut = true;
     memmove(run->said, run->said + run->said_len - kept, kept);
     memcpy(run->said + kept, piece, (size_t)n);
     run->said_len = kept + (size_t)n;
@@ -1475,7 +1523,8 @@ static enum item take_items(struct run *run, struct ruleset *rs, struct facts *f
     }
     for (enum pair pair = 0; pair < PAIRS; pair++)
         kept += facts->counts[pair];
-    snprintf(run->trouble, sizeof run->trouble, "out of memory after %lu rules", kept);
+    snprintf(run->trouble, sizeof run->trouble,
+             "out of memory, or of the room for so much, after %lu rules", kept);
     return ITEM_ERROR;
 }
 
@@ -1523,7 +1572,7 @@ static bool read_run(struct run *run, struct ruleset *rs, struct facts *facts,
             continue;
         item = read_output(run, rs, facts);
         if (rs->ended) {
-            out->fd = -1; /* what it complains of may go on */
+            out->fd = -1; /* the rest of what it complains of is waited for */
         } else if (item == ITEM_ERROR) {
             return false;
         }
@@ -1563,7 +1612,7 @@ struct report {
 static bool may_read(void) {
     struct {
         uint32_t version, pid;
-    } head = {0x20080522, 0};
+    } head = {CAPABILITY_VERSION_3, 0};
     struct {
         uint32_t effective, permitted, inheritable;
     } sets[2] = {{0, 0, 0}, {0, 0, 0}};
@@ -1599,9 +1648,9 @@ static void put_word(struct sink *sink, struct text word) {
     put_string(sink, "'");
 }
 
-/* What prints the counters. -w waits for the lock of the legacy tables, which iptables,
- * other than iptables-save, takes itself. The last command takes the place of the shell.
- */
+/* What prints the counters. With -w iptables waits for the lock of the legacy tables.
+ * (iptables-save takes no lock: read_family does.) The last command takes the place of the
+ * shell. */
 static void put_command(struct sink *sink, const struct config *config,
                         const struct family_kind *kind) {
     const char *sudo = may_read() ? "" : "sudo -n ";
@@ -1653,7 +1702,8 @@ static bool lacks_lock(const struct failure *failure) {
 }
 
 static bool lacks_permission(const struct failure *failure) {
-    bool denied = says(failure, "ermi") || says(failure, "must be root");
+    bool denied = says(failure, "ermi") || /* Permission denied, not permitted */
+                  says(failure, "must be root");
     return denied && failure->run->status != CANNOT_RUN;
 }
 
@@ -1671,9 +1721,8 @@ static void put_tables(struct sink *to, const struct failure *failure) {
 }
 
 /* How to make the chain and send packets through it. */
-static void advise_chain(struct sink *to, const struct failure *failure) {
+static void put_chain_commands(struct sink *to, const struct failure *failure) {
     bool raw = strcmp(failure->config->table, "raw") == 0;
-    put_string(to, "; make the chain with `");
     put_tables(to, failure);
     put_string(to, " -N ");
     put_word(to, failure->rs->missing);
@@ -1682,67 +1731,59 @@ static void advise_chain(struct sink *to, const struct failure *failure) {
     put_format(to, " -I %s ! -i lo -j ", raw ? "PREROUTING" : "INPUT");
     put_word(to, failure->rs->missing);
     put_string(to, "`, and the same with `OUTPUT ! -o lo`");
-    if (says(failure, "is incompatible")) {
-        put_string(
-            to,
-            "; if it is there, it holds native nft rules, which iptables does not list");
-    }
-    if (says(failure, "legacy tables present")) {
-        put_string(
-            to,
-            "; there are legacy tables too, perhaps empty: if the chain is in one, use "
-            "-variant legacy");
-    } else if (*failure->config->variant == '\0') {
-        put_string(
-            to, "; if it is in the other backend, use -variant nft or -variant legacy");
-    }
+    if (says(failure, "is incompatible"))
+        put_string(to, "; if it is there, it holds native nft rules, which iptables does "
+                       "not list");
+    if (says(failure, "legacy tables present"))
+        put_string(to, "; there are legacy tables too, perhaps empty: if the chain is in "
+                       "one, use -variant legacy");
+    else if (*failure->config->variant == '\0')
+        put_string(to, "; if it is in the other backend, use -variant nft or "
+                       "-variant legacy");
 }
 
-static void advise_sudo(struct sink *to, const struct failure *failure) {
-    put_string(
-        to, "; nfprom has no CAP_NET_ADMIN: give it that capability, ambient (systemd: "
-            "AmbientCapabilities=CAP_NET_ADMIN; README, Others: setpriv), or a line in "
-            "sudoers (README, Rights)");
-    bool one_command = failure->config->nchains == 1 && !strchr(failure->command, '\'');
-    if (!one_command)
-        return;
-    put_format(to, ": USER ALL=(root) NOPASSWD: /usr/sbin/%s",
-               failure->command + strlen("sudo -n "));
+/* The line for sudoers, if it is one command with plain words. */
+static void put_sudoers_line(struct sink *to, const struct failure *failure) {
+    const char *command = failure->command + strlen("sudo -n ");
+    bool is_plain = failure->config->nchains == 1 && !strchr(command, '\'');
+    if (is_plain)
+        put_format(to, ": USER ALL=(root) NOPASSWD: /usr/sbin/%s", command);
 }
 
-static void advise_lock(struct sink *to, const struct failure *failure) {
+static void put_no_details(struct sink *to, const struct failure *failure) {
+    (void)to;
     (void)failure;
-    put_string(to,
-               "; the legacy backend needs CAP_NET_ADMIN, CAP_NET_RAW and, with -list, "
-               "CAP_DAC_READ_SEARCH for its lock");
 }
 
-static void advise_rights(struct sink *to, const struct failure *failure) {
-    (void)failure;
-    put_string(to, "; it needs CAP_NET_ADMIN, for the legacy backend CAP_NET_RAW too");
-}
-
-static void advise_install(struct sink *to, const struct failure *failure) {
-    (void)failure;
-    put_string(to, "; install iptables, or add its directory to PATH");
-}
-
-/* The first that fits is given. */
+/* What to do. The first that fits is given; went_through_sudo fits whatever sudo ran, so what
+ * is more precise stands before it. */
 static const struct advice {
     bool (*fits)(const struct failure *failure);
-    void (*put)(struct sink *to, const struct failure *failure);
+    const char *text;
+    void (*put_details)(struct sink *to, const struct failure *failure);
 } advices[] = {
-    {lacks_chain, advise_chain},     {went_through_sudo, advise_sudo},
-    {lacks_lock, advise_lock},       {lacks_permission, advise_rights},
-    {lacks_command, advise_install},
+    {lacks_chain, "; make the chain with `", put_chain_commands},
+    {went_through_sudo,
+     "; nfprom has no CAP_NET_ADMIN: give it that capability, ambient (systemd: "
+     "AmbientCapabilities=CAP_NET_ADMIN; README, Others: setpriv), or a line in sudoers "
+     "(README, Rights)",
+     put_sudoers_line},
+    {lacks_lock,
+     "; the legacy backend needs CAP_NET_ADMIN, CAP_NET_RAW and, with -list, "
+     "CAP_DAC_READ_SEARCH for its lock",
+     put_no_details},
+    {lacks_permission, "; it needs CAP_NET_ADMIN, for the legacy backend CAP_NET_RAW too",
+     put_no_details},
+    {lacks_command, "; install iptables, or add its directory to PATH", put_no_details},
 };
 
 static void put_advice(struct sink *to, const struct failure *failure) {
     for (size_t i = 0; i < COUNT(advices); i++) {
-        if (advices[i].fits(failure)) {
-            advices[i].put(to, failure);
-            return;
-        }
+        if (!advices[i].fits(failure))
+            continue;
+        put_string(to, advices[i].text);
+        advices[i].put_details(to, failure);
+        return;
     }
 }
 
@@ -1762,10 +1803,9 @@ static void put_event(struct sink *to, const struct failure *failure) {
     }
 }
 
-/* Whole lines: if the beginning was lost, the first line may be half of one. */
+/* Whole lines: if the beginning is lost, the first line may be half of one. */
 static const char *whole_lines(const struct run *run) {
-    bool was_cut = run->said_len > SAID_MAX - 2;
-    const char *newline = was_cut ? strchr(run->said, '\n') : NULL;
+    const char *newline = run->said_cut ? strchr(run->said, '\n') : NULL;
     return newline ? newline + 1 : run->said;
 }
 
@@ -1773,9 +1813,9 @@ static const char *whole_lines(const struct run *run) {
 static void explain(struct family *family, const struct failure *failure) {
     struct sink reason = begin_text(family->reason, sizeof family->reason);
     struct text command = {failure->command, strlen(failure->command)};
-    bool is_long = command.len > SAID_MAX; /* the rest needs room too */
+    bool is_long = command.len > COMMAND_SHOWN_MAX; /* the rest needs room too */
     if (is_long)
-        command.len = SAID_MAX;
+        command.len = COMMAND_SHOWN_MAX;
     put_string(&reason, "`");
     put_text(&reason, command);
     put_string(&reason, is_long ? " ...` " : "` ");
@@ -1789,9 +1829,9 @@ static void explain(struct family *family, const struct failure *failure) {
 
 /* ---- reading a family */
 
-/* One run from start to end. True: success, the family holds what was read. What can wait
- * is done while the command gets going: the wait is for it anyway, and a page written
- * before the fork would be copied after it. */
+/* One run from start to end. True: success, the family holds what was read. What can wait is
+ * done after the start, while the command gets going: the wait is for it anyway, and a memory
+ * page that is written before the fork has to be copied by the kernel after it. */
 static bool run_once(const struct config *config, struct family *family,
                      struct ruleset *rs, usec deadline) {
     static char command[COMMAND_MAX];
@@ -1812,16 +1852,17 @@ static bool run_once(const struct config *config, struct family *family,
     ruleset_begin(rs, wanted, memory);
     forget_facts(&family->facts);
     bool whole = false;
-    if (started && begin_facts(&family->facts)) {
-        whole = read_run(&run, rs, &family->facts, deadline);
-    } else {
+    bool ready = begin_facts(&family->facts);
+    if (!ready)
         snprintf(run.trouble, sizeof run.trouble, "out of memory");
-    }
+    if (started && ready)
+        whole = read_run(&run, rs, &family->facts, deadline);
     end_run(&run);
     drop_index(&family->facts);
     if (whole && run.status == 0)
         return true;
     family->timed_out = run.timed_out;
+    /* put_command() may begin with it. */
     bool is_exec = strncmp(command, "exec ", strlen("exec ")) == 0;
     struct failure failure = {config,
                               family->kind,
@@ -1892,15 +1933,6 @@ static void read_family(const struct config *config, struct family *family,
     family->duration = now() - started;
 }
 
-static int count_enabled(const struct config *config, size_t from) {
-    int count = 0;
-    for (size_t i = from; i < FAMILIES; i++) {
-        if (config->families[i])
-            count++;
-    }
-    return count;
-}
-
 /* Reads the enabled families, and logs what fails. The status: 200 if one succeeded, else
  * 504 if one was out of time, else 503. A family that hangs leaves the next a share of
  * the time. */
@@ -1914,8 +1946,9 @@ static int scrape(const struct config *config, struct report *report, usec deadl
         family->enabled = config->families[i];
         if (!family->enabled)
             continue;
-        usec share = (deadline - now()) / FAMILY_SHARE;
-        read_family(config, family, deadline - share * count_enabled(config, i + 1));
+        usec share = (deadline - now()) / FAMILY_DIVISOR;
+        usec for_others = share * count_enabled(config, i + 1);
+        read_family(config, family, deadline - for_others);
         if (!family->success)
             log_line("%s: %s", family->kind->label.at, family->reason);
         success = success || family->success;
@@ -1937,25 +1970,25 @@ enum format {
     FORMAT_OPENMETRICS
 };
 
-/* What a sample is about; of these only what its kind has is set. */
-struct sample {
-    const struct config *config;
-    const struct family *family;
-    const struct fact *fact;
-    size_t chain;
-    enum tally_kind kind;
-};
-
 /* The kinds of samples, one bit each: a label names those that have it. */
 enum sample_kind {
     OF_SEED = 1,
     OF_SEED_COMMENT = 2, /* one for each rule of the seed's pair with a comment */
     OF_VERBATIM = 4,
     OF_POLICY = 8,
-    OF_TALLY = 16,
-    OF_CHAIN = 32,
-    OF_FAMILY = 64,
+    OF_TALLY = 16,  /* one for each chain and kind of rules */
+    OF_CHAIN = 32,  /* one for each chain */
+    OF_FAMILY = 64, /* one for each enabled family, of one that failed too */
     OF_PROGRAM = 128
+};
+
+/* What a sample is about. */
+struct sample {
+    const struct config *config;
+    const struct family *family; /* not OF_PROGRAM */
+    size_t chain;                /* OF_CHAIN, OF_TALLY, and what has a fact */
+    enum tally_kind kind;        /* OF_TALLY */
+    const struct fact *fact;     /* OF_SEED, OF_SEED_COMMENT, OF_VERBATIM, OF_POLICY */
 };
 
 /* ---- labels */
@@ -2066,28 +2099,39 @@ static void put_version(struct sink *sink, const struct sample *sample) {
     put_string(sink, VERSION);
 }
 
+static bool always(const struct config *config) {
+    (void)config;
+    return true;
+}
+
+static bool with_several_chains(const struct config *config) {
+    return config->nchains > 1;
+}
+
 /* All labels, in the order in which they are written. */
 static const struct label {
     const char *name;
+    bool (*is_shown)(const struct config *config);
     unsigned samples; /* that have it: enum sample_kind */
     void (*put)(struct sink *sink, const struct sample *sample);
 } labels[] = {
-    {"address", OF_SEED | OF_SEED_COMMENT, put_address},
-    {"chain", OF_SEED | OF_SEED_COMMENT | OF_VERBATIM | OF_POLICY | OF_TALLY | OF_CHAIN,
-     put_chain}, /* only where there are several */
-    {"direction", OF_SEED | OF_SEED_COMMENT, put_direction},
-    {"l2proto",
+    {"address", always, OF_SEED | OF_SEED_COMMENT, put_address},
+    {"chain", with_several_chains,
+     OF_SEED | OF_SEED_COMMENT | OF_VERBATIM | OF_POLICY | OF_TALLY | OF_CHAIN,
+     put_chain},
+    {"direction", always, OF_SEED | OF_SEED_COMMENT, put_direction},
+    {"l2proto", always,
      OF_SEED | OF_SEED_COMMENT | OF_VERBATIM | OF_POLICY | OF_TALLY | OF_CHAIN |
          OF_FAMILY,
      put_l2proto},
-    {"l3proto", OF_SEED | OF_SEED_COMMENT, put_l3proto},
-    {"port", OF_SEED | OF_SEED_COMMENT, put_port},
-    {"rule", OF_VERBATIM, put_rule},
-    {"comment", OF_VERBATIM | OF_SEED_COMMENT, put_comment},
-    {"dup", OF_VERBATIM, put_dup},
-    {"policy", OF_POLICY, put_policy},
-    {"kind", OF_TALLY, put_kind},
-    {"version", OF_PROGRAM, put_version},
+    {"l3proto", always, OF_SEED | OF_SEED_COMMENT, put_l3proto},
+    {"port", always, OF_SEED | OF_SEED_COMMENT, put_port},
+    {"rule", always, OF_VERBATIM, put_rule},
+    {"comment", always, OF_VERBATIM | OF_SEED_COMMENT, put_comment},
+    {"dup", always, OF_VERBATIM, put_dup},
+    {"policy", always, OF_POLICY, put_policy},
+    {"kind", always, OF_TALLY, put_kind},
+    {"version", always, OF_PROGRAM, put_version},
 };
 
 /* ---- metrics */
@@ -2131,7 +2175,7 @@ enum type {
 static const struct metric {
     const char *name; /* without the namespace and, of a counter, `_total` */
     enum type type;
-    enum sample_kind samples;
+    enum sample_kind kind; /* of its samples */
     void (*put)(struct sink *sink, const struct sample *sample);
     const char *help;
 } metrics[] = {
@@ -2156,10 +2200,16 @@ static const struct metric {
      "How long the read of the family took."},
 };
 
-/* A label of the metric that is being written: what stands before its value, in one
- * piece. */
+enum {
+    METRIC_NAME_MAX = 60, /* of a metric in the table, and of a label */
+    OPENING_MAX = METRIC_NAME_MAX + sizeof "\",=\""
+};
+
+/* A label of the metric that is being written, and what stands before its value: `{NAME="`
+ * for the first, `",NAME="` for others, which closes the value before. (Every metric has a
+ * label.) */
 struct opening {
-    char bytes[32];
+    char bytes[OPENING_MAX];
     size_t len;
     const struct label *label;
 };
@@ -2170,31 +2220,39 @@ struct exposition {
     const struct report *report;
     enum format format;
     const struct metric *metric;
-    bool has_metadata;             /* HELP and TYPE are written */
-    char name[NAMESPACE_MAX + 40]; /* of its samples */
+    bool has_metadata;                          /* HELP and TYPE are written */
+    char name[NAMESPACE_MAX + METRIC_NAME_MAX]; /* of its samples */
     size_t name_len;
     struct opening openings[COUNT(labels)];
     size_t nopenings;
 };
 
+static void add_opening(struct exposition *e, const struct label *label) {
+    bool is_first = e->nopenings == 0;
+    struct opening *opening = &e->openings[e->nopenings];
+    struct sink text = begin_text(opening->bytes, sizeof opening->bytes);
+    put_string(&text, is_first ? "{" : "\",");
+    put_string(&text, label->name);
+    put_string(&text, "=\"");
+    opening->len = text.used;
+    opening->label = label;
+    e->nopenings++;
+}
+
 /* Finds the labels of the metric's samples, and what stands before each value. */
 static void begin_metric(struct exposition *e, const struct metric *metric) {
-    const char *namespace = e->report->config->namespace;
+    const struct config *config = e->report->config;
+    struct sink name = begin_text(e->name, sizeof e->name);
+    put_format(&name, "%s_%s%s", config->namespace, metric->name,
+               metric->type == COUNTER ? "_total" : "");
+    e->name_len = name.used;
     e->metric = metric;
     e->has_metadata = false;
-    e->name_len = (size_t)snprintf(e->name, sizeof e->name, "%s_%s%s", namespace,
-                                   metric->name, metric->type == COUNTER ? "_total" : "");
     e->nopenings = 0;
     for (size_t i = 0; i < COUNT(labels); i++) {
-        const struct label *label = &labels[i];
-        bool of_one_chain = label->put == put_chain && e->report->config->nchains == 1;
-        if (!(label->samples & metric->samples) || of_one_chain)
-            continue;
-        struct opening *opening = &e->openings[e->nopenings];
-        opening->label = label;
-        opening->len = (size_t)snprintf(opening->bytes, sizeof opening->bytes, "%s%s=\"",
-                                        e->nopenings == 0 ? "{" : "\",", label->name);
-        e->nopenings++;
+        bool has_it = labels[i].samples & metric->kind;
+        if (has_it && labels[i].is_shown(config))
+            add_opening(e, &labels[i]);
     }
 }
 
@@ -2260,11 +2318,11 @@ static void put_tallies(struct exposition *e, struct sample *sample) {
 /* The metric's samples of one family. */
 static void put_family(struct exposition *e, const struct family *family) {
     struct sample sample = {.config = e->report->config, .family = family};
-    if (e->metric->samples == OF_FAMILY)
+    if (e->metric->kind == OF_FAMILY)
         put_sample(e, &sample);
     if (!family->success)
         return;
-    switch (e->metric->samples) {
+    switch (e->metric->kind) {
     case OF_SEED:
         put_facts(e, &sample, PAIR_SEED, false);
         break;
@@ -2283,8 +2341,9 @@ static void put_family(struct exposition *e, const struct family *family) {
     case OF_CHAIN:
         put_chains(e, &sample);
         break;
-    default:
-        break;
+    case OF_FAMILY:
+    case OF_PROGRAM:
+        break; /* written above, and by put_exposition() */
     }
 }
 
@@ -2293,7 +2352,7 @@ static void put_exposition(struct sink *sink, const struct report *report,
     struct exposition e = {.sink = sink, .report = report, .format = format};
     for (size_t i = 0; i < COUNT(metrics); i++) {
         begin_metric(&e, &metrics[i]);
-        if (metrics[i].samples == OF_PROGRAM) {
+        if (metrics[i].kind == OF_PROGRAM) {
             put_sample(&e, &(struct sample){.config = report->config});
             continue;
         }
@@ -2319,12 +2378,9 @@ static const char page_style[] =
     "th,td{text-align:left;vertical-align:baseline;padding:.25rem .5rem;border-bottom:1px solid var(--line)}\n"
     "thead th{position:sticky;top:0;background:Canvas;box-shadow:0 1px var(--line)}\n"
     "th[scope=row]{font-weight:normal}\n"
-    "tbody th,tbody .address,tbody .port{overflow-wrap:anywhere}\n"
-    "thead .rule{min-width:8rem}thead .address{min-width:9.5rem}thead .port{min-width:3.5rem}\n"
+    "tbody th{overflow-wrap:anywhere}\n"
     "th[scope=rowgroup]{padding-top:1rem}\n"
     "code{display:block;font-size:.85em;opacity:.85}\n"
-    ".packets,.bytes{text-align:right;white-space:nowrap}\n"
-    "td.share{min-width:6rem}\n"
     "i{display:block;height:.5rem;background:var(--bar)}\n";
 
 /* On a narrow screen a row is a block of its own: each cell says in words what it is. */
@@ -2332,8 +2388,7 @@ static const char page_style_narrow[] =
     "thead{position:absolute;left:-9999px}\n"
     "tr{display:grid;grid-template-columns:1fr 1fr;padding:.4rem 0;border-bottom:1px solid var(--line)}\n"
     "th,td{border:0;padding:.1rem .25rem}tbody th,tfoot th,td.share{grid-column:1/-1}\n"
-    "td.packets,td.bytes{text-align:left;white-space:normal}\n"
-    "tbody td,tfoot td{overflow-wrap:anywhere}\n"
+    "td[class]{text-align:left;white-space:normal;overflow-wrap:anywhere}\n"
     "td::before{opacity:.7}\n";
 
 static const char page_caption[] =
@@ -2412,6 +2467,7 @@ struct row {
     double all; /* bytes of all rows */
 };
 
+/* The same text as put_rule() writes, or a policy. */
 static void put_rule_cell(struct sink *sink, const struct row *row) {
     const struct rule *rule = &row->fact->rule;
     put_html(sink, rule->comment);
@@ -2479,7 +2535,8 @@ static void put_bytes_cell(struct sink *sink, const struct row *row) {
         size /= 1024;
         unit++;
     }
-    put_format(sink, "%.*f %s", unit > 0, size, units[unit]);
+    int decimals = unit > 0 ? 1 : 0;
+    put_format(sink, "%.*f %s", decimals, size, units[unit]);
 }
 
 static void put_share_cell(struct sink *sink, const struct row *row) {
@@ -2487,28 +2544,31 @@ static void put_share_cell(struct sink *sink, const struct row *row) {
     put_format(sink, "%.1f %%<i style=\"width:%.1f%%\"></i>", share, share);
 }
 
-/* The columns of the table, from the left. The first is the head of its row. The totals
- * have those of numbers, and a head over the others. */
+#define ALIGN_NUMBER "text-align:right;white-space:nowrap"
+#define BREAK_ANYWHERE "overflow-wrap:anywhere"
+
+/* The columns of the table, from the left. The first is the head of its row. The totals have
+ * those of numbers, and a head over the others. A name is a class of the page, too. */
 static const struct column {
-    const char *heading;
-    const char *class; /* for the style */
+    const char *name, *heading;
+    const char *head_style, *cell_style;
     bool has_total;
     void (*put)(struct sink *sink, const struct row *row);
 } columns[] = {
-    {"Comment or rule", "rule", false, put_rule_cell},
-    {"Address", "address", false, put_address_cell},
-    {"Protocol", "protocol", false, put_protocol_cell},
-    {"Port", "port", false, put_port_cell},
-    {"Direction", "direction", false, put_direction_cell},
-    {"Packets", "packets", true, put_packets_cell},
-    {"Bytes", "bytes", true, put_bytes_cell},
-    {"Share", "share", true, put_share_cell},
+    {"rule", "Comment or rule", "min-width:8rem", "", false, put_rule_cell},
+    {"address", "Address", "min-width:9.5rem", BREAK_ANYWHERE, false, put_address_cell},
+    {"protocol", "Protocol", "", "", false, put_protocol_cell},
+    {"port", "Port", "min-width:3.5rem", BREAK_ANYWHERE, false, put_port_cell},
+    {"direction", "Direction", "", "", false, put_direction_cell},
+    {"packets", "Packets", ALIGN_NUMBER, ALIGN_NUMBER, true, put_packets_cell},
+    {"bytes", "Bytes", ALIGN_NUMBER, ALIGN_NUMBER, true, put_bytes_cell},
+    {"share", "Share", "min-width:6rem", "", true, put_share_cell},
 };
 
 static void put_cell(struct sink *sink, const struct column *column,
                      const struct row *row) {
     put_string(sink, "<td class=");
-    put_string(sink, column->class);
+    put_string(sink, column->name);
     put_string(sink, ">");
     column->put(sink, row);
 }
@@ -2518,10 +2578,14 @@ static void put_page_head(struct sink *sink) {
                      "<meta name=viewport content=\"width=device-width\">\n"
                      "<title>nfprom</title>\n<style>\n");
     put_string(sink, page_style);
+    for (size_t i = 0; i < COUNT(columns); i++) {
+        put_format(sink, "th.%s{%s}td.%s{%s}\n", columns[i].name, columns[i].head_style,
+                   columns[i].name, columns[i].cell_style);
+    }
     put_string(sink, "@media(max-width:67rem){\n");
     put_string(sink, page_style_narrow);
-    for (size_t i = 1; i < COUNT(columns); i++) {
-        put_format(sink, "td.%s::before{content:'%s '}\n", columns[i].class,
+    for (size_t i = 0; i < COUNT(columns); i++) {
+        put_format(sink, "td.%s::before{content:'%s '}\n", columns[i].name,
                    columns[i].heading);
     }
     put_string(sink, "}\n</style>\n<h1>nfprom</h1>\n");
@@ -2532,7 +2596,7 @@ static void put_table_head(struct sink *sink) {
     put_string(sink, page_caption);
     put_string(sink, "<thead><tr>");
     for (size_t i = 0; i < COUNT(columns); i++) {
-        put_format(sink, "<th scope=col class=%s>%s", columns[i].class,
+        put_format(sink, "<th scope=col class=%s>%s", columns[i].name,
                    columns[i].heading);
     }
     put_string(sink, "</thead>\n");
@@ -2562,8 +2626,8 @@ static bool has_rows(const struct family *family, size_t chain) {
     return count_rules(tally) + tally->policies > 0;
 }
 
-/* The rows of a chain. In the table of iptables-save the policies of all chains stand
- * before the rules of the first. */
+/* The rows of a chain. All facts are walked for each chain: those of one need not stand
+ * together, since iptables-save prints the policies of all chains first. */
 static void put_group(struct sink *sink, const struct report *report,
                       const struct family *family, size_t chain, double all) {
     struct fact fact;
@@ -2733,7 +2797,8 @@ static void put_plain_text(struct sink *sink, const void *text) {
     put_string(sink, text);
 }
 
-/* Every status that nfprom answers with; the text of those that need no other. */
+/* Every status that nfprom answers with. The text is the body where it is always the same,
+ * else empty. */
 static const struct status {
     int code;
     const char *phrase;
@@ -2778,7 +2843,7 @@ static bool client_gone(int error) {
     }
 }
 
-/* As much as standard output takes without blocking: what send(2) says. */
+/* Sends as much as standard output takes without blocking. Returns as send(2) does. */
 static ssize_t send_some(const char *at, size_t len, usec deadline) {
     enum {
         PIPE_PIECE = 4096
@@ -2992,15 +3057,16 @@ static int answer_scrape(const struct exchange *exchange, struct body body,
     static struct report report; /* the process ends with it */
     struct exchange shorter = *exchange;
     shorter.deadline = scrape_deadline(exchange);
-    usec reserve = (shorter.deadline - shorter.started) / SENDING_SHARE;
-    int status = scrape(exchange->config, &report, shorter.deadline - reserve);
+    usec for_sending = (shorter.deadline - shorter.started) / SENDING_DIVISOR;
+    int status = scrape(exchange->config, &report, shorter.deadline - for_sending);
     bool success = status == 200;
-    report.read_at = exchange->date;
+    report.read_at = time(NULL);
     body.of = failed.of = &report;
     int result = answer(&shorter, status, success ? body : failed);
     return success ? result : 1;
 }
 
+/* (answer_scrape() says of what: the report.) */
 static const struct body reasons = {"text/plain", put_reasons, NULL};
 
 static int answer_metrics(const struct exchange *exchange) {
@@ -3021,8 +3087,8 @@ static int answer_page(const struct exchange *exchange) {
 /* ---- one exchange */
 
 enum {
-    NOBODY_ASKS = 0,
-    INPUT_FAILED = -1
+    NOBODY_ASKS = -1,
+    INPUT_FAILED = -2
 };
 
 /* Reads a request into buf. Its status (request_parse), 408, or one of the two above. */
@@ -3077,7 +3143,7 @@ static int serve(const struct config *config) {
     struct exchange exchange = {.config = config,
                                 .started = started,
                                 .deadline = started + config->timeout};
-    usec reading_ends = exchange.deadline - config->timeout / SENDING_SHARE;
+    usec reading_ends = exchange.deadline - config->timeout / SENDING_DIVISOR;
     int status = read_request(buf, &exchange.request, reading_ends);
     if (status == NOBODY_ASKS)
         return 0;
@@ -3086,7 +3152,7 @@ static int serve(const struct config *config) {
         return 1;
     }
     exchange.date = time(NULL);
-    exchange.head_only = status == 200 && text_is(exchange.request.method, "HEAD");
+    exchange.head_only = text_is(exchange.request.method, "HEAD");
     if (flag_error[0] != '\0')
         return answer_wrong_flags(&exchange);
     return status == 200 ? answer_request(&exchange) : answer_status(&exchange, status);
@@ -3134,8 +3200,9 @@ static int print_exposition(const struct config *config) {
 static volatile sig_atomic_t stopped;
 
 static void on_signal(int signal) {
+    /* SIGCHLD only ends the wait in ppoll. */
     if (signal != SIGCHLD)
-        stopped = 1; /* that one only ends the wait in ppoll */
+        stopped = 1;
 }
 
 enum listening {
@@ -3150,13 +3217,17 @@ static enum listening listen_on(const struct addrinfo *ai, struct pollfd *listen
     int fd = socket(ai->ai_family, type, ai->ai_protocol);
     if (fd < 0)
         return errno == EAFNOSUPPORT ? NO_SUCH_ADDRESS : CANNOT_LISTEN;
-    *listener = (struct pollfd){.fd = fd, .events = POLLIN};
     setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
     if (ai->ai_family == AF_INET6)
         setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &on, sizeof on);
-    if (bind(fd, ai->ai_addr, ai->ai_addrlen) == 0 && listen(fd, SOMAXCONN) == 0)
+    if (bind(fd, ai->ai_addr, ai->ai_addrlen) == 0 && listen(fd, SOMAXCONN) == 0) {
+        *listener = (struct pollfd){.fd = fd, .events = POLLIN};
         return LISTENS;
-    return errno == EADDRNOTAVAIL ? NO_SUCH_ADDRESS : CANNOT_LISTEN;
+    }
+    int error = errno;
+    close(fd);
+    errno = error;
+    return error == EADDRNOTAVAIL ? NO_SUCH_ADDRESS : CANNOT_LISTEN;
 }
 
 /* Listens on all addresses of ADDR. The number of listeners, 0 after a message. */
@@ -3214,7 +3285,7 @@ static bool is_shortage(int error) {
     return error == EMFILE || error == ENFILE || error == ENOBUFS || error == ENOMEM;
 }
 
-/* Once for a shortage, not for each try. */
+/* Tells of a shortage once, not at each try. "": it is over. */
 static void tell_shortage(const char *what) {
     static bool told;
     if (*what && !told)
@@ -3257,7 +3328,7 @@ static void reap(struct children *children) {
     }
 }
 
-/* The signals arrive in ppoll only, with the mask that was. */
+/* Blocks them everywhere but in ppoll, which gets the empty mask. */
 static void block_signals(sigset_t *mask) {
     static const int signals[] = {SIGTERM, SIGINT, SIGCHLD};
     sigset_t ours;
@@ -3275,7 +3346,8 @@ static void take_connections(const struct config *config, struct pollfd *listene
                              size_t n, const sigset_t *mask, struct children *children) {
     struct timespec moment = {.tv_nsec = 50L * 1000 * 1000};
     bool shortage = false;
-    int ready = ppoll(listeners, children->n < CONNECTIONS_MAX ? n : 0, NULL, mask);
+    bool is_full = children->n == CONNECTIONS_MAX; /* it waits for the end of a child */
+    int ready = ppoll(listeners, is_full ? 0 : n, NULL, mask);
     for (size_t i = 0; i < n && ready > 0 && children->n < CONNECTIONS_MAX; i++) {
         if (!listeners[i].revents)
             continue;
@@ -3352,14 +3424,7 @@ static int refuse_flags(const struct config *config) {
 }
 
 int main(int argc, char **argv) {
-    static struct config config = {
-        .table = "filter",
-        .namespace = "nfprom",
-        .variant = "",
-        .addr = "",
-        .families = {[IPV4] = true},
-        .timeout = TIMEOUT_DEFAULT,
-    };
+    static struct config config;
     fill_standard_streams();
     set_signals();
     parse_flags(&config, argc, argv);

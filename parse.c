@@ -26,12 +26,19 @@ static const char *end_of(struct text t) {
     return t.at + t.len;
 }
 
-static bool begins_with(struct text t, struct text start) {
-    return t.len >= start.len && memcmp(t.at, start.at, start.len) == 0;
+/* (No memcmp: what is looked for is a byte or three, and this is asked for each line.) */
+static bool begins_with_text(struct text t, struct text start) {
+    if (t.len < start.len)
+        return false;
+    for (size_t i = 0; i < start.len; i++) {
+        if (t.at[i] != start.at[i])
+            return false;
+    }
+    return true;
 }
 
-static bool begins(struct text t, const char *s) {
-    return begins_with(t, (struct text){s, strlen(s)});
+static bool begins_with(struct text t, const char *s) {
+    return begins_with_text(t, (struct text){s, strlen(s)});
 }
 
 /* ---- the request ----------------------------------------------------------------- */
@@ -52,7 +59,7 @@ static bool consists_of(struct text t, const char *set) {
 }
 
 /* Names of fields, media types and parameters are the same in upper and lower case. */
-static bool is_word(struct text t, const char *word) {
+static bool same_ignoring_case(struct text t, const char *word) {
     return t.len == strlen(word) && strncasecmp(t.at, word, t.len) == 0;
 }
 
@@ -94,7 +101,8 @@ static size_t scheme_length(struct text target) {
 }
 
 /* Puts the path of a target in origin-form or absolute-form (RFC 9112 section 3.2) into
- * the request. The forms of OPTIONS and CONNECT pass without a path. */
+ * the request. The forms of OPTIONS and CONNECT pass without a path. The
+ * target is not empty. */
 static bool find_path(struct text target, struct request *req) {
     const char *at = target.at;
     const char *end = end_of(target);
@@ -116,7 +124,7 @@ static bool find_path(struct text target, struct request *req) {
 /* HTTP-version = "HTTP/" DIGIT "." DIGIT (RFC 9112 section 2.3). 200 for HTTP/1.x, 505
  * for another version of HTTP, 400 for what is none. */
 static int check_version(struct text version) {
-    if (version.len < strlen("HTTP/x") || !begins(version, "HTTP/"))
+    if (version.len < strlen("HTTP/x") || !begins_with(version, "HTTP/"))
         return 400;
     struct text number = between(version.at + strlen("HTTP/"), end_of(version));
     if (!consists_of(number, "." DIGITS))
@@ -154,8 +162,8 @@ static int parse_request_line(struct text line, struct request *req, bool *needs
     return find_path(target, req) ? 200 : 400;
 }
 
-/* Cuts what stands before the next `separator` that is not in a quoted string. *rest is
- * what follows; false if nothing is left. */
+/* Cuts what stands before the next `separator` that is not in a quoted string. *rest is what
+ * follows: its `at` is NULL after the last element. False if nothing is left. */
 static bool cut_element(struct text *rest, char separator, struct text *element) {
     if (!rest->at)
         return false;
@@ -216,11 +224,11 @@ struct media_type {
 
 /* How precisely the name of a range is for a type. */
 static enum precision precision_of(struct text name, const struct media_type *type) {
-    if (is_word(name, "*/*"))
+    if (same_ignoring_case(name, "*/*"))
         return ANY_TYPE;
-    if (is_word(name, type->any_subtype))
+    if (same_ignoring_case(name, type->any_subtype))
         return ANY_SUBTYPE;
-    if (is_word(name, type->name))
+    if (same_ignoring_case(name, type->name))
         return THIS_TYPE;
     return NOT_NAMED;
 }
@@ -238,10 +246,11 @@ static void weigh(struct text range, const struct media_type *type,
     enum precision precision = precision_of(element, type);
     while (cut_element(&range, ';', &element)) {
         parse_parameter(element, &name, &value);
-        if (is_word(name, "q"))
+        if (same_ignoring_case(name, "q"))
             valid = parse_quality(value, &quality);
-        if (is_word(name, "version")) {
-            bool ours = precision == THIS_TYPE && is_word(value, type->version);
+        if (same_ignoring_case(name, "version")) {
+            bool ours =
+                precision == THIS_TYPE && same_ignoring_case(value, type->version);
             precision = ours ? THIS_VERSION : NOT_NAMED;
         }
     }
@@ -273,7 +282,8 @@ static void parse_scrape_timeout(struct text value, struct request *req) {
     if (value.len == 0 || !consists_of(value, "." DIGITS))
         return;
     char *stop;
-    double seconds = strtod(value.at, &stop); /* it stops at the line end */
+    double seconds =
+        strtod(value.at, &stop); /* it stops at the line end, or at a blank before it */
     if (stop != end_of(value))
         return;
     long ms = seconds < DAY ? (long)(seconds * 1000) : DAY * 1000L;
@@ -300,13 +310,13 @@ static bool parse_header(struct text line, struct request *req, unsigned *hosts)
         if (is_control(value.at[i]))
             return false;
     }
-    if (is_word(name, "Host")) {
+    if (same_ignoring_case(name, "Host")) {
         ++*hosts;
         return consists_of(value, host_chars);
     }
-    if (is_word(name, "Accept"))
+    if (same_ignoring_case(name, "Accept"))
         parse_accept(value, req);
-    if (is_word(name, "X-Prometheus-Scrape-Timeout-Seconds")) {
+    if (same_ignoring_case(name, "X-Prometheus-Scrape-Timeout-Seconds")) {
         parse_scrape_timeout(value, req);
     }
     return true;
@@ -329,6 +339,7 @@ static int parse_headers(const char *pos, const char *end, struct request *req,
             return 400;
         lines++;
     }
+    /* (And so may the last header line have its CR.) */
     return end - start > HEADERS_MAX + 1 ? 431 : 0;
 }
 
@@ -342,6 +353,7 @@ int request_parse(const char *buf, size_t len, struct request *req) {
     /* Empty lines before a request are passed over, RFC 9112 section 2.2. */
     while (pos < end && (*pos == '\r' || *pos == '\n'))
         pos++;
+    /* They may have as many bytes as a request line. */
     if (pos - buf > REQUEST_LINE_MAX)
         return 414;
     /* Who begins a TLS handshake, say, would wait for an answer and never end a line. */
@@ -349,6 +361,7 @@ int request_parse(const char *buf, size_t len, struct request *req) {
         return 400;
 
     const char *start = pos;
+    /* (A line that has no end yet may have its CR.) */
     if (!cut_line(&pos, end, &line))
         return end - start > REQUEST_LINE_MAX + 1 ? 414 : 0;
     if (line.len > REQUEST_LINE_MAX)
@@ -361,12 +374,11 @@ int request_parse(const char *buf, size_t len, struct request *req) {
 
 /* ---- the words of a rule --------------------------------------------------------- */
 
-/* A rule is a row of words parted by blanks. The value of an option that iptables prints
- * as a string begins with a double quote, if it is not bare, and reaches to the next one;
- * a backslash takes the next byte as it is, and newlines may be inside. Nowhere else does
- * a quote mean anything: names (interfaces, sets, chains, labels) are printed raw, may
- * begin with one, or look like an option. Only inside a quoted word is a newline not the
- * end of the rule. */
+/* A rule is a row of words with blanks between them. The value of an option that iptables
+ * prints as a string stands bare or in double quotes. In quotes a backslash takes the next
+ * byte as it is, and a newline may stand there. Nowhere else does a quote mean anything: names
+ * (interfaces, sets, chains, labels) are printed raw, may begin with one, or look like an
+ * option. So a newline ends the rule, unless it is in a quoted string. */
 
 enum form {
     FORM_WORD,  /* up to the next blank */
@@ -390,7 +402,7 @@ static const struct option {
     struct text name;
     enum meaning meaning;
     enum direction direction; /* the side that it is about */
-    enum form value;
+    enum form form;           /* of its value */
 } options[] = {
     /* what most rules are made of: the table is searched from here */
     {TEXT("-p"), PROTOCOL, DIRECTION_NONE, FORM_WORD},
@@ -431,10 +443,14 @@ static const struct option {
     {TEXT("--object-pinned"), CONDITION, DIRECTION_NONE, FORM_WORD},
 };
 
-static const struct option *find_option(struct text word) {
+/* NULL: the word is no option of the table. --comment is one behind `-m comment` alone. */
+static const struct option *find_option(struct text word, bool in_comment_match) {
     for (size_t i = 0; i < COUNT(options); i++) {
-        if (same_text(word, options[i].name))
-            return &options[i];
+        const struct option *option = &options[i];
+        if (!same_text(word, option->name))
+            continue;
+        bool is_misplaced = option->meaning == COMMENT && !in_comment_match;
+        return is_misplaced ? NULL : option;
     }
     return NULL;
 }
@@ -442,8 +458,8 @@ static const struct option *find_option(struct text word) {
 /* Where the reading of words is. */
 struct words {
     const char *at, *end;
-    /* The option in the table that was just read: the next word is its value. NULL: the
-     * next word may be an option. */
+    /* The option of the table that was read last: the next word is its value. NULL: the next
+     * word may be an option. */
     const struct option *option;
     bool in_comment_match; /* `-m comment` was just read: only there is --comment an
                               option */
@@ -452,7 +468,7 @@ struct words {
 enum word {
     WORD,
     WORD_LINE_END,
-    WORD_NO_MORE,
+    WORD_NO_MORE, /* the text ends, perhaps inside of a quoted string */
     WORD_BAD
 };
 
@@ -463,7 +479,8 @@ static const char *string_end(const char *p, const char *end) {
         const char *backslash = memchr(p, '\\', (size_t)(quote - p));
         if (!backslash)
             return quote;
-        p = backslash + 2; /* at most one behind the quote */
+        p = backslash + 2;
+        /* If the backslash was for this quote, the next one is looked for. */
         if (quote < p)
             quote = memchr(p, '"', (size_t)(end - p));
     }
@@ -473,7 +490,7 @@ static const char *string_end(const char *p, const char *end) {
 /* The end of the word at p, which is the value of `option` if there is one. NULL if a
  * quoted string has no end. */
 static const char *word_end(const char *p, const char *end, const struct option *option) {
-    if (option && option->value == FORM_STRING && *p == '"') {
+    if (option && option->form == FORM_STRING && *p == '"') {
         const char *quote = string_end(p + 1, end);
         return quote ? quote + 1 : NULL;
     }
@@ -485,15 +502,16 @@ static const char *word_end(const char *p, const char *end, const struct option 
 /* Moves on over the word that was read. */
 static void pass_word(struct words *w, struct text word) {
     const struct option *before = w->option;
-    const struct option *option = NULL;
-    if (!before && *word.at == '-')
-        option = find_option(word);
-    if (option && option->meaning == COMMENT && !w->in_comment_match)
-        option = NULL;
-    w->in_comment_match =
-        before && before->meaning == MATCH_MODULE && text_is(word, "comment");
-    w->option = option;
+    bool in_comment_match = w->in_comment_match;
     w->at = end_of(word);
+    w->option = NULL;
+    w->in_comment_match = false;
+    if (before) {
+        bool is_module = before->meaning == MATCH_MODULE;
+        w->in_comment_match = is_module && text_is(word, "comment");
+    } else if (*word.at == '-') {
+        w->option = find_option(word, in_comment_match);
+    }
 }
 
 static enum word next_word(struct words *w, struct text *word) {
@@ -516,21 +534,30 @@ static enum word next_word(struct words *w, struct text *word) {
 
 /* ---- lines ----------------------------------------------------------------------- */
 
+/* What came of the reading of a number, or of both counters. */
 enum counters {
     COUNTERS_NONE,
     COUNTERS_GOOD,
-    COUNTERS_TOO_LARGE
+    COUNTERS_TOO_LARGE,
+    COUNTERS_LATER
 };
 
 /* A number at *p, which is moved behind it. COUNTERS_TOO_LARGE: 2^64 or more. */
 static enum counters parse_number(const char **p, const char *end, uint64_t *number) {
+    enum {
+        SAFE_DIGITS = 19
+    }; /* so many digits are always below 2^64 */
     const char *at = *p;
-    bool overflow = false;
+    const char *safe_end = end - at > SAFE_DIGITS ? at + SAFE_DIGITS : end;
     uint64_t n = 0;
+    while (at < safe_end && is_digit(*at)) {
+        n = 10 * n + (uint64_t)(*at - '0');
+        at++;
+    }
+    bool overflow = false;
     while (at < end && is_digit(*at)) {
-        unsigned digit = (unsigned)(*at - '0');
         overflow |= __builtin_mul_overflow(n, 10, &n);
-        overflow |= __builtin_add_overflow(n, digit, &n);
+        overflow |= __builtin_add_overflow(n, (uint64_t)(*at - '0'), &n);
         at++;
     }
     if (at == *p)
@@ -540,8 +567,8 @@ static enum counters parse_number(const char **p, const char *end, uint64_t *num
     return overflow ? COUNTERS_TOO_LARGE : COUNTERS_GOOD;
 }
 
-/* Packets and bytes at *p, each behind its mark: "[packets:bytes" for '[' and ':'. Moves
- * *p behind them, if they are there. */
+/* Packets and bytes at *p, each after its mark: "[packets:bytes" for '[' and ':', and
+ * " packets bytes" for two blanks. Moves *p behind them, if they are there. */
 static enum counters parse_counters(const char **p, const char *end, const char marks[2],
                                     struct rule *rule) {
     const char *at = *p;
@@ -562,19 +589,19 @@ static enum counters parse_counters(const char **p, const char *end, const char 
 }
 
 /* The beginning of a rule, "[packets:bytes] -A CHAIN", or in a list "-A CHAIN" alone. A
- * chain's name ends at a blank; any other byte may be in it. COUNTERS_NONE: this is no
- * rule. (A list says its counters later: COUNTERS_GOOD.) */
+ * chain's name ends at a blank; any other byte may be in it. COUNTERS_NONE: this
+ * is no rule. COUNTERS_LATER: it is one of a list, whose counters stand before the target. */
 static enum counters parse_rule_head(struct text line, enum dialect dialect,
                                      struct rule *rule, struct text *chain) {
     const char *p = line.at;
     const char *end = end_of(line);
     const char *command = "-A ";
-    enum counters counters = COUNTERS_GOOD;
+    enum counters counters = COUNTERS_LATER;
     if (dialect == DIALECT_SAVE) {
         counters = parse_counters(&p, end, "[:", rule);
         command = "] -A ";
     }
-    if (counters == COUNTERS_NONE || !begins(between(p, end), command)) {
+    if (counters == COUNTERS_NONE || !begins_with(between(p, end), command)) {
         return COUNTERS_NONE;
     }
     const char *name = p + strlen(command);
@@ -602,24 +629,30 @@ static enum line_end find_rule_end(const char *words, const char *end,
     return kind == WORD_LINE_END ? LINE_WHOLE : LINE_INCOMPLETE;
 }
 
-/* Cuts the first line of what is unread, without its newline. If it has no end, *line is
- * all there is. */
+/* Cuts the first line of what is unread, without its newline. If it has no end, *line is all
+ * there is. */
 static enum line_end cut_rule_line(struct text unread, enum dialect dialect,
                                    struct text *line) {
     const char *end = end_of(unread);
-    const char *lf = memchr(unread.at, '\n', unread.len);
-    enum line_end result = lf ? LINE_WHOLE : LINE_INCOMPLETE;
-    *line = between(unread.at, lf ? lf : end);
-    char first = dialect == DIALECT_SAVE ? '[' : '-';
-    if (*unread.at == first && memchr(line->at, '"', line->len)) {
+    const char *newline = memchr(unread.at, '\n', unread.len);
+    struct text first_line = between(unread.at, newline ? newline : end);
+    bool may_be_rule = *unread.at == (dialect == DIALECT_SAVE ? '[' : '-');
+    *line = unread;
+    if (may_be_rule && memchr(first_line.at, '"', first_line.len)) {
         struct rule rule;
         struct text chain;
-        if (parse_rule_head(*line, dialect, &rule, &chain) != COUNTERS_NONE) {
-            result = find_rule_end(end_of(chain), end, &lf);
+        const char *rule_end;
+        if (parse_rule_head(first_line, dialect, &rule, &chain) != COUNTERS_NONE) {
+            enum line_end result = find_rule_end(end_of(chain), end, &rule_end);
+            if (result == LINE_WHOLE)
+                *line = between(unread.at, rule_end);
+            return result;
         }
     }
-    *line = result == LINE_WHOLE ? between(unread.at, lf) : unread;
-    return result;
+    if (!newline)
+        return LINE_INCOMPLETE;
+    *line = first_line;
+    return LINE_WHOLE;
 }
 
 /* ---- a rule ---------------------------------------------------------------------- */
@@ -731,9 +764,11 @@ static void take_comment(struct rule_reader *r, struct text word) {
         p++;
         end--;
     }
+    /* Each turn copies up to the next backslash. What follows a backslash stands for itself,
+     * even if it is one. */
     while (p < end) {
         if (quoted && *p == '\\')
-            p++; /* what is behind it stands for itself */
+            p++;
         const char *backslash =
             quoted ? memchr(p + 1, '\\', (size_t)(end - p - 1)) : NULL;
         const char *stop = backslash ? backslash : end;
@@ -755,7 +790,7 @@ static bool take_counters(struct words *w, struct rule *rule, enum counters *cou
     while (p < w->end && *p == ' ')
         p++;
     struct text rest = between(p, w->end);
-    bool is_target = begins(rest, "-j ") || begins(rest, "-g ");
+    bool is_target = begins_with(rest, "-j ") || begins_with(rest, "-g ");
     bool before_target = p > behind && is_target;
     if (rest.len > 0 && !before_target)
         return false;
@@ -764,9 +799,9 @@ static bool take_counters(struct words *w, struct rule *rule, enum counters *cou
     return true;
 }
 
-/* From -j or -g to the end of the line. The target's own options match nothing. If there
- * are counters among them, as a list has them, it is not known which are the rule's:
- * those before the target may be a part of a raw name, or these. */
+/* From -j or -g to the end of the line. The target's own options match nothing. In a list the
+ * counters stand before the target. If there are counters among its options too, one of both
+ * is a part of a name, and nobody can tell which: the rule is refused. */
 static void read_target(struct rule_reader *r, struct text jump) {
     struct text word;
     struct text name = nothing;
@@ -800,7 +835,8 @@ static void read_match(struct rule_reader *r, struct text word) {
     }
     if (option && r->words.in_comment_match)
         return; /* `-m comment` is no condition */
-    bool bang = text_is(keep_word(r, word), "!");
+    word = keep_word(r, word);
+    bool bang = text_is(word, "!");
     if (option)
         value = keep_word(r, value);
     if (!bang)
@@ -838,12 +874,12 @@ static enum counters parse_rule(struct ruleset *rs, char *start, const char *end
     };
     struct text word;
     bool has_target = false;
-    while (!has_target && next_word(&r.words, &word) == WORD) {
+    while (next_word(&r.words, &word) == WORD) {
         const struct option *option = r.words.option;
-        has_target = option && option->meaning == TARGET;
-        if (has_target) {
+        if (option && option->meaning == TARGET) {
+            has_target = true;
             read_target(&r, word);
-            continue;
+            break;
         }
         bool is_counters =
             in_list && text_is(word, "-c") && take_counters(&r.words, rule, &r.counters);
@@ -870,15 +906,15 @@ void ruleset_begin(struct ruleset *rs, struct wanted wanted,
 
 char *ruleset_room(struct ruleset *rs, size_t *room) {
     char *lines = rs->memory.lines;
-    memmove(lines, lines + rs->start, rs->len - rs->start);
-    rs->len -= rs->start;
+    memmove(lines, lines + rs->start, rs->end - rs->start);
+    rs->end -= rs->start;
     rs->start = 0;
-    *room = rs->memory.line_max + rs->memory.room - rs->len;
-    return lines + rs->len;
+    *room = rs->memory.line_max + rs->memory.room - rs->end;
+    return lines + rs->end;
 }
 
 void ruleset_fed(struct ruleset *rs, size_t n) {
-    rs->len += n;
+    rs->end += n;
     rs->ended = n == 0;
 }
 
@@ -918,7 +954,7 @@ const struct rule rule_of_nothing = {
 static enum item take_comment_line(struct ruleset *rs, struct text line) {
     char head[sizeof rs->remark];
     snprintf(head, sizeof head, "%.*s", (int)line.len, line.at);
-    if (begins(line, "# Generated by ")) {
+    if (begins_with(line, "# Generated by ")) {
         rs->nft = strstr(head, "nft") || strstr(head, "(nf_tables)");
     } else if (!rs->opened && line.len > 0) {
         memcpy(rs->remark, head, sizeof head);
@@ -984,7 +1020,7 @@ static bool parse_policy(struct text t, enum dialect dialect, struct rule *rule)
         return false;
     const char *name = blank + 1;
     const char *p = memchr(name, ' ', (size_t)(end - name));
-    if (!p || !begins(between(p, end), form->before))
+    if (!p || !begins_with(between(p, end), form->before))
         return false;
     rule->policy = between(name, p);
     p += strlen(form->before);
@@ -1062,8 +1098,10 @@ static enum item take_rule(struct ruleset *rs, struct text line, struct rule *ru
     if (counters == COUNTERS_TOO_LARGE) {
         return fail(rs, "a counter of 2^64 or more: ", line);
     }
+    /* end_of(name), but so that it can be written: the rule is rewritten in its place. */
     char *words = rs->memory.lines + (end_of(name) - rs->memory.lines);
     counters = parse_rule(rs, words, end, rule);
+    /* (The line is rewritten now: the match is what can be quoted.) */
     if (counters == COUNTERS_NONE) {
         return fail(rs, "counters not understood: ", rule->match);
     }
@@ -1078,17 +1116,16 @@ static enum item take_rule(struct ruleset *rs, struct text line, struct rule *ru
  * in the line for the caller. */
 static const struct line_kind {
     enum dialect dialect;
-    enum place place;
+    unsigned places; /* enum place: one or more of them */
     struct text start;
     enum item (*take)(struct ruleset *rs, struct text line, struct rule *rule);
 } line_kinds[] = {
     {DIALECT_SAVE, INSIDE, TEXT("["), take_rule},
     {DIALECT_SAVE, INSIDE, TEXT(":"), take_saved_chain},
-    {DIALECT_SAVE, INSIDE, TEXT("COMMIT"), take_commit},
     {DIALECT_SAVE, OUTSIDE, TEXT("*"), take_table},
     {DIALECT_SAVE, ELSEWHERE, TEXT("["), pass_over},
     {DIALECT_SAVE, ELSEWHERE, TEXT(":"), pass_over},
-    {DIALECT_SAVE, ELSEWHERE, TEXT("COMMIT"), take_commit},
+    {DIALECT_SAVE, INSIDE | ELSEWHERE, TEXT("COMMIT"), take_commit},
     {DIALECT_LIST, INSIDE, TEXT("-A "), take_rule},
     {DIALECT_LIST, INSIDE, TEXT("-N "), take_user_chain},
     {DIALECT_LIST, INSIDE, TEXT("-P "), take_builtin_chain},
@@ -1099,8 +1136,8 @@ static enum item take_line(struct ruleset *rs, struct text line, struct rule *ru
         return take_comment_line(rs, line);
     for (size_t i = 0; i < COUNT(line_kinds); i++) {
         const struct line_kind *kind = &line_kinds[i];
-        bool here = kind->dialect == rs->wanted.dialect && kind->place == rs->place;
-        if (here && begins_with(line, kind->start))
+        bool here = kind->dialect == rs->wanted.dialect && kind->places & rs->place;
+        if (here && begins_with_text(line, kind->start))
             return kind->take(rs, line, rule);
     }
     return fail(rs, "unexpected line: ", line);
@@ -1109,6 +1146,7 @@ static enum item take_line(struct ruleset *rs, struct text line, struct rule *ru
 /* The output has ended: was it whole? */
 static enum item finish(struct ruleset *rs) {
     bool save = rs->wanted.dialect == DIALECT_SAVE;
+    /* "# Table `filter' is incompatible, use 'nft' tool." and the like. */
     if (!rs->opened && rs->remark[0] != '\0')
         return fail(rs, rs->remark, nothing);
     if (!rs->opened && save)
@@ -1125,15 +1163,16 @@ static enum item finish(struct ruleset *rs) {
     return ITEM_END;
 }
 
-/* Whether a line without its newline may be the last of an output. In a list none may: it
- * has no COMMIT, so that a cut could not be seen. */
+/* Whether a line without its newline may be the last of an output. In a table a rule or a
+ * chain may not; of other lines COMMIT tells whether the rest was there. A list has no COMMIT:
+ * no line of it may. */
 static bool may_lack_newline(const struct ruleset *rs, struct text line) {
     return rs->wanted.dialect == DIALECT_SAVE && *line.at != '[' && *line.at != ':';
 }
 
 enum item ruleset_next(struct ruleset *rs, struct rule *rule) {
-    while (rs->start < rs->len) {
-        struct text unread = {rs->memory.lines + rs->start, rs->len - rs->start};
+    while (rs->start < rs->end) {
+        struct text unread = {rs->memory.lines + rs->start, rs->end - rs->start};
         struct text line;
         enum line_end line_end = cut_rule_line(unread, rs->wanted.dialect, &line);
         bool may_grow = !rs->ended && line.len < rs->memory.line_max;

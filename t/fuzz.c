@@ -239,15 +239,15 @@ static void check_item(struct text in, enum item item, const struct rule *rule) 
         snprintf(words, sizeof words, "-%c %s", item == ITEM_RULE ? 'A' : 'P', chains[rule->chain].at);
         promise(has_line(in, words, " "), "the chain is printed so");
     }
-    promise(is_in(rule->target, lines, rs.len), "the target lies in the buffer");
-    promise(is_in(rule->match, lines, rs.len), "the match lies in the buffer");
+    promise(is_in(rule->target, lines, rs.end), "the target lies in the buffer");
+    promise(is_in(rule->match, lines, rs.end), "the match lies in the buffer");
     promise(is_in(rule->comment, comment, sizeof comment), "the comment lies in its place");
     const struct text fields[] = {rule->address.text, rule->protocol.text, rule->port.text};
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++)
         promise(is_in(fields[i], rule->match.at, rule->match.len), "a field is a part of the match");
     if (item == ITEM_POLICY) {
         promise(rule->match.len + rule->target.len + rule->comment.len == 0 && !rule->expressible, "a policy matches nothing");
-        promise(is_in(rule->policy, lines, rs.len), "the policy lies in the buffer");
+        promise(is_in(rule->policy, lines, rs.end), "the policy lies in the buffer");
         return;
     }
     struct text rest = rule->target, jump = cut_word(&rest);
@@ -398,7 +398,7 @@ static void both_say(const uint8_t *data, size_t size) {
     size_t len = strnlen(words, size < 1000 ? size : 1000);
     char *end = put(mempcpy(put(out, "*filter\n:prometheus - [0:0]\n[1:2] -A prometheus "), words, len), "\nCOMMIT\n");
     feed(DIALECT_SAVE, out, end);
-    if (ruleset_next(&rs, &rule) != ITEM_RULE || rs.len - rs.start != strlen("COMMIT\n")) return; /* not one rule */
+    if (ruleset_next(&rs, &rule) != ITEM_RULE || rs.end - rs.start != strlen("COMMIT\n")) return; /* not one rule */
     const char *match = rule.match.at;
     struct text *texts[] = {&rule.match, &rule.target, &rule.comment};
     for (int i = 0; i < 3; i++)
@@ -419,7 +419,7 @@ static void both_say(const uint8_t *data, size_t size) {
         promise(memmem(words, len, "-c", 2), "a rule that is understood in a table is understood in a list");
         return;
     }
-    promise(rs.start == rs.len, "it is all of the line");
+    promise(rs.start == rs.end, "it is all of the line");
     promise(listed.packets == 1 && listed.bytes == 2, "the counters are those of the rule");
     promise(same(listed.match, rule.match) && same(listed.target, rule.target) && same(listed.comment, rule.comment),
             "the texts are the same");
