@@ -209,6 +209,7 @@ table(
     'blanks inside quotes stay'      => '-m string --string "a  b" --algo bm -j RETURN'          => 'rule <-m string --string "a  b" --algo bm -j RETURN>',
     'an interface in Latin-1'        => "-i caf\xe9 -j RETURN"                                   => 'rule <-i caf\xe9 -j RETURN>',
     'an interface in UTF-8'          => "-i caf\xc3\xa9 -j RETURN"                               => "rule <-i caf\xe9 -j RETURN>",
+    'an interface with a NUL'        => "-i a\0b -j RETURN"                                      => 'rule <-i a\x00b -j RETURN>',
     'a line break in a string'       => qq(-m string --string "a\n[9:9] -A prometheus -j DROP\nCOMMIT\n" --algo bm -j RETURN)
         => qq(rule <-m string --string "a\n[9:9] -A prometheus -j DROP\nCOMMIT\n" --algo bm -j RETURN>),
     'two that differ in a byte that is no UTF-8' => ["-i x\xe9 -j RETURN", "-i x\xe8 -j RETURN"]
@@ -260,6 +261,7 @@ for (
     ['UTF-8 of a surrogate',        qq("\xed\xa0\x80"),                             '\xed\xa0\x80'],
     ['UTF-8 beyond Unicode',        qq("\xf4\x90\x80\x80 \xf8\x88\x80\x80\x80"),    '\xf4\x90\x80\x80 \xf8\x88\x80\x80\x80'],
     ['Latin-1 before a quote',      qq("\xe9\\" x"),                                '\xe9" x'],
+    ['a NUL',                       qq("a\0b"),                                     'a\x00b'],
     ['bytes 1 to 8',                qq("\x01\x02\x03\x04\x05\x06\x07\x08"),         "\x01\x02\x03\x04\x05\x06\x07\x08"],
 ) {
     my ($what, $printed, $expected) = @$_;
@@ -321,6 +323,23 @@ table(
     'the same in other blanks'       => ['-i eth0 -p tcp -j A', '-i eth0  -p tcp  -j A ']
         => ['rule <-i eth0 -p tcp -j A>', 'rule <-i eth0 -p tcp -j A> dup <2>'],
 );
+# What labels express and what only words do are never the same, whatever the names are (/etc/protocols may hold odd ones).
+for (
+    # by its labels             these                   by its words            shown as
+    ['-p -f',                   '- - -f -',             '-f',                   '-f'],
+    ['-s -f',                   '-f out all -',         '-f',                   '-f'],
+    ['-d -f',                   '-f in all -',          '-f',                   '-f'],
+    ['! -s x',                  '!x out all -',         '!x',                   '!x'],
+    ['-s -f -p -i --sport x',   '-f out -i x',          '-f-ix',                '-f-ix'],
+    ['-s -s -p x --sport -f',   '-s out x -f',          '-s x -f',              '-s x -f'],
+    ['-s -s -p x --sport -f',   '-s out x -f',          "-s\0x\0-f",            '-s\x00x\x00-f'],
+) {
+    my ($seed, $labels, $words, $shown) = @$_;
+    maps("labels like words, $seed and $shown", ["$seed -j A", "$words -j A", "$seed -j B", "$words -j B"],
+        [$labels, "rule <$shown -j A>", "rule <$seed -j B> dup <2>", "rule <$shown -j B> dup <2>"]);
+    maps("words like labels, $shown and $seed", ["$words -j A", "$seed -j A", "$words -j B", "$seed -j B"],
+        ["rule <$shown -j A>", $labels, "rule <$shown -j B> dup <2>", "rule <$seed -j B> dup <2>"]);
+}
 {
     # a byte, and the four characters that it is shown as, are two names
     fake(out => filter_table("-i x\xe9 -j RETURN", '-i x\xe9 -j RETURN'));
@@ -343,7 +362,7 @@ table(
         '... with no rules of any kind') if $series;
 }
 for (
-    [0, 'a verdict ends the traversal', map {"-j $_"} qw(ACCEPT DROP RETURN QUEUE NFQUEUE SNAT DNAT MASQUERADE REDIRECT NETMAP TPROXY),
+    [0, 'a verdict ends the traversal', map {"-j $_"} qw(ACCEPT DROP RETURN QUEUE NFQUEUE SNAT DNAT MASQUERADE REDIRECT NETMAP TPROXY SYNPROXY TARPIT),
         'REJECT --reject-with icmp-port-unreachable'],
     [0, 'a goto does as well', '-g elsewhere'],
     [1, 'no target lets the packet go on', ''],
@@ -380,7 +399,7 @@ is(print_mode(@$_)->{exit}, 1, "a rule without counters fails (@$_)") for [], ['
 
 # ---- chains
 
-for my $name ('"', '"x', 'x"', "'x", 'a]', '[0:0]', 'COMMIT', '#a', '*filter', ':x', '\\', 'x\\', 'a:b', "\xff", "caf\xc3\xa9", '$(id)', 'x' x 28, 'prom') {
+for my $name ('"', '"x', 'x"', "'x", 'a]', '[0:0]', 'COMMIT', '#a', '*filter', ':x', '\\', 'x\\', 'a:b', "\xff", "caf\xc3\xa9", '$(id)', 'x' x 28, 'prom', 'N', 'NAME', 'P') {
     fake(out => save({ chains => [":INPUT ACCEPT [1:1]", ":$name - [0:0]", ":prometheus - [0:0]", ':other - [0:0]'] },
         "[1:10] -A prometheus -s 192.0.2.1/32 -j $name", "[2:20] -A $name -s 192.0.2.2/32 -j RETURN",
         "[3:30] -A other -j $name", "[4:40] -A $name -i eth0 -g $name"));
@@ -436,6 +455,13 @@ for my $name ('"', '"x', 'x"', "'x", 'a]', '[0:0]', 'COMMIT', '#a', '*filter', '
     $series = exposition('chains with odd names side by side', '-chain', '"x', '-chain', "y\xff");
     is(join(' ', map {"$_->{labels}{chain}=$_->{value}"} series($series, 'nfprom_packets_total')), '"x=1 y\xff=2',
         'the label chain is escaped like any other') if $series;
+}
+
+for my $name ('x', 'prometheu') {
+    fake(out => save());
+    my $r = print_mode('-chain', $name);
+    is("$r->{exit}|$r->{out}", '1|', "a chain that is not there fails: $name");
+    like($r->{err}, qr/no chain \Q$name\E;/, '... and is named');
 }
 
 # ---- two families
@@ -503,6 +529,33 @@ SKIP: {
     if ($series) {
         is(scalar series($series, 'nfprom_rule_packets_total'), 9999, '10,000 rules, half of them the same, stay 10,000 series');
         is(value($series, 'nfprom_rule_packets_total', dup => 5000), 100 + 9999, '... the last of them dup 5000');
+    }
+}
+{
+    # Wherever whatever remembers the rules may have to grow: copies of the first, of early and of late ones, in between all along.
+    my (@rules, @expected, %copies);
+    my $add = sub {
+        my ($match) = @_;
+        my $n = ++$copies{$match};
+        push @rules, "$match -j T$n";
+        push @expected, $n > 1 ? "rule <$match -j T$n> dup <$n>" : $match =~ /-i / ? "rule <$match -j T$n>" : $match =~ s/-s (\S+)/$1 out all -/r;
+    };
+    my $rule = sub { my ($i) = @_; return $i % 2 ? "-i eth$i" : sprintf '-s 10.0.%d.%d/32', $i >> 8, $i & 255 };
+    for (my $i = 0; @rules < 20_000; $i++) {
+        $add->($rule->($i));
+        $add->($rule->($_)) for $i < 40 ? 0 .. $i % 4 : ($i % 3, $i % 37, int($i / 2), $i)[$i % 5 == 0 ? 0 .. 3 : ()];
+    }
+    fake(out => filter_table(@rules));
+    my $series = exposition('20,000 rules with copies of all ages among them');
+    if ($series) {
+        my @got;
+        $got[ $_->{value} - 101 ] = written($_) for grep { $_->{name} =~ /^nfprom_(?:rule_)?packets_total$/ } @$series;
+        my ($n) = grep { ($got[$_] // '') ne ($expected[$_] // '') } 0 .. ($#got > $#expected ? $#got : $#expected);
+        is(defined $n ? "rule $n: " . ($got[$n] // 'nothing') : '', defined $n ? "rule $n: " . ($expected[$n] // 'nothing') : '',
+            '20,000 rules with copies of all ages among them: each copy has its number');
+        my %kinds = (exported => scalar grep({ !/^rule/ } @expected), duplicate => scalar grep({/> dup </} @expected));
+        $kinds{other} = @expected - $kinds{exported} - $kinds{duplicate};
+        is(join(' ', map { value($series, 'nfprom_rules', kind => $_) } sort keys %kinds), join(' ', @kinds{ sort keys %kinds }), '... and nfprom_rules counts each');
     }
 }
 

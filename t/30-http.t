@@ -7,6 +7,7 @@ use strict;
 use warnings;
 use FindBin;
 use lib "$FindBin::Bin/lib";
+use Fcntl qw(:flock);
 use Test::More;
 use Time::HiRes qw(sleep time);
 use NF;
@@ -35,7 +36,7 @@ for (
     is(value($r->{series} || [], 'nfprom_scrape_success', l2proto => 'ipv4'), 1, "... $what: a success");
 }
 
-for my $path ('/', '/-/healthy', '/?x=1') {
+for my $path ('/', '/-/healthy', '/?x=1', 'http://localhost:9914') {
     fake();
     my $r = serve(get($path));
     answers($r, 200, "GET $path: is there");
@@ -257,6 +258,24 @@ answers(serve(get('/metrics'), unix => 1), 200, 'a local socket as connection do
     like($r->{out}, qr{\AHTTP/1\.1 200 .*\r\n\r\n.}s, 'two pipes as connection do as well');
     is($r->{exit}, 0, '... and are left with status 0');
 }
+
+# ---- the lock of the legacy tables, which nft does not have
+
+for (
+    # who prints it, what the others get while somebody holds the lock
+    ['iptables-save v1.8.9 (nf_tables)',  200],
+    ['iptables-nft-save v1.8.4',          200],
+    ['iptables-legacy-save v1.8.4',       503],
+    ['iptables-save v1.8.9',              503],
+) {
+    my ($program, $status) = @$_;
+    fake(out => save({ program => $program }, '[1:2] -A prometheus -p tcp'));
+    open my $held, '+<', $LOCK or die "$LOCK: $!";
+    flock $held, LOCK_EX or die "flock: $!";
+    my $r = serve(get('/metrics'), flags => ['-timeout', $status == 200 ? '50s' : '1s'], limit => 40);
+    answers($r, $status, "$status while somebody holds the lock, from $program", $status == 503 ? (body => qr/\Q$LOCK\E/) : ());
+}
+fake();
 
 # ---- the date
 

@@ -378,6 +378,7 @@ my @hostile = (
     ['quotes',                  q(" ' ` \ = "" ' onclick=)],
     ['a line break',            "a\nb\n",                                                   'a\x0ab\x0a'],
     ['a return and a tab',      "a\r\tb",                                                   'a\x0d\x09b'],
+    ['a NUL',                   "a\0b",                                                    'a\x00b'],
     ['control characters',      "\x01\x08\x0b\x0c\x0e\x1b[31m\x1f\x7f",                     '\x01\x08\x0b\x0c\x0e\x1b[31m\x1f\x7f'],
     ['C1 control characters',   utf8("\x{80}\x{85}\x{9b}\x{9f}"),                           '\xc2\x80\xc2\x85\xc2\x9b\xc2\x9f'],
     ['Latin-1',                 "caf\xe9 <b>",                                              'caf\xe9 <b>'],
@@ -387,6 +388,8 @@ my @hostile = (
     ['noncharacters',           "\xef\xb7\x90\xef\xb7\xaf\xef\xbf\xbe\xef\xbf\xbf\xf0\x9f\xbf\xbf\xf4\x8f\xbf\xbe",
         '\xef\xb7\x90\xef\xb7\xaf\xef\xbf\xbe\xef\xbf\xbf\xf0\x9f\xbf\xbf\xf4\x8f\xbf\xbe'],
     ['text turned around',      utf8("a\x{202e}NRUTER j- \x{2066}x\x{2069}\x{202c}"),       'a\xe2\x80\xaeNRUTER j- \xe2\x81\xa6x\xe2\x81\xa9\xe2\x80\xac'],
+    ['all that turns text around', utf8("\x{2029}x\x{202a}\x{202b}\x{202c}\x{202d}\x{202e}\x{202f}\x{2065}\x{2066}\x{2067}\x{2068}\x{2069}\x{206a}"),
+        "\x{2029}x" . '\xe2\x80\xaa\xe2\x80\xab\xe2\x80\xac\xe2\x80\xad\xe2\x80\xae' . "\x{202f}\x{2065}" . '\xe2\x81\xa6\xe2\x81\xa7\xe2\x81\xa8\xe2\x81\xa9' . "\x{206a}"],
     ['all languages',           utf8("Größe – 日本 שלום \x{1f600} \x{a0}\x{fdcf}\x{fdf0}\x{fffd}\x{e000}"), "Größe – 日本 שלום \x{1f600} \x{a0}\x{fdcf}\x{fdf0}\x{fffd}\x{e000}"],
     ['255 bytes',               '<' x 255],
 );

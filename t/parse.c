@@ -29,6 +29,7 @@ static const struct {
     {"the query is no part of the path", "GET /metrics?a=b?c HTTP/1.0\r\n\r\n", "200 GET /metrics -1"},
     {"absolute-form", "GET http://h:9914/metrics?x HTTP/1.1\r\nHost: h\r\n\r\n", "200 GET /metrics -1"},
     {"absolute-form without a path", "GET HTTPS://h HTTP/1.1\r\nHost: h\r\n\r\n", "200 GET / -1"},
+    {"absolute-form without a path but with a query", "GET http://h?x/y HTTP/1.1\r\nHost: h\r\n\r\n", "200 GET / -1"},
     {"asterisk-form", "OPTIONS * HTTP/1.0\r\n\r\n", "200 OPTIONS  -1"},
     {"authority-form", "CONNECT a:1 HTTP/1.0\r\n\r\n", "200 CONNECT  -1"},
     {"HTTP/1.9 is HTTP/1", "GET / HTTP/1.9\r\nHost:\r\n\r\n", "200 GET / -1"},
@@ -36,6 +37,18 @@ static const struct {
     {"the shorter of two timeouts",
      "GET / HTTP/1.0\r\nX-Prometheus-Scrape-Timeout-Seconds: 3\r\nX-Prometheus-Scrape-Timeout-Seconds: 5\r\n\r\n",
      "200 GET / 3000"},
+    {"... the longer one first",
+     "GET / HTTP/1.0\r\nX-Prometheus-Scrape-Timeout-Seconds: 5\r\nX-Prometheus-Scrape-Timeout-Seconds: 3\r\n\r\n",
+     "200 GET / 3000"},
+    {"no time at all and a timeout",
+     "GET / HTTP/1.0\r\nX-Prometheus-Scrape-Timeout-Seconds: 0\r\nX-Prometheus-Scrape-Timeout-Seconds: 5\r\n\r\n", "200 GET / 0"},
+    {"a timeout of almost a day", "GET / HTTP/1.0\r\nX-Prometheus-Scrape-Timeout-Seconds: 86399.5\r\n\r\n", "200 GET / 86399500"},
+    {"a timeout of little more than a day", "GET / HTTP/1.0\r\nX-Prometheus-Scrape-Timeout-Seconds: 86400.5\r\n\r\n",
+     "200 GET / 86400000"},
+    {"a timeout that is empty", "GET / HTTP/1.0\r\nX-Prometheus-Scrape-Timeout-Seconds: \r\nA: b\r\n\r\n", "200 GET / -1"},
+    {"a number in another header", "GET / HTTP/1.0\r\nContent-Length: 1\r\n\r\n", "200 GET / -1"},
+    {"a header of blanks", "GET / HTTP/1.0\r\nA: \t \r\n\r\n", "200 GET / -1"},
+    {"bytes beyond ASCII in a header", "GET / HTTP/1.0\r\nA: ~\x80\xff\r\n\r\n", "200 GET / -1"},
     {"a timeout beyond all bounds", "GET / HTTP/1.0\r\nX-Prometheus-Scrape-Timeout-Seconds: 99999999999999999999\r\n\r\n",
      "200 GET / 86400000"},
     {"a timeout that is no number", "GET / HTTP/1.0\r\nX-Prometheus-Scrape-Timeout-Seconds: -1e3\r\n\r\n", "200 GET / -1"},
@@ -43,6 +56,8 @@ static const struct {
     {"bytes behind the empty line", "GET / HTTP/1.0\r\n\r\nGET / HTTP/9.9\r\n\r\n", "200 GET / -1"},
     {"not complete: nothing", "", "0"},
     {"not complete: half a line", "GET /met", "0"},
+    {"not complete: one letter", "G", "0"},
+    {"not complete: an empty line alone", "\r\n", "0"},
     {"not complete: no empty line", "GET / HTTP/1.1\r\nHost: a\r\n", "0"},
     {"HTTP/1.1 without Host", "GET / HTTP/1.1\r\n\r\n", "400"},
     {"two Hosts", "GET / HTTP/1.0\r\nHost: a\r\nhost: a\r\n\r\n", "400"},
@@ -51,9 +66,18 @@ static const struct {
     {"two blanks", "GET  / HTTP/1.1\r\n", "400"},
     {"a blank in the target", "GET /a b HTTP/1.1\r\n", "400"},
     {"a target without a slash", "GET metrics HTTP/1.1\r\n", "400"},
+    {"a scheme with one slash", "GET http:/metrics HTTP/1.1\r\n", "400"},
+    {"... https", "GET https:/metrics HTTP/1.1\r\n", "400"},
+    {"no target", "CONNECT  HTTP/1.1\r\n", "400"},
     {"a control byte in the target", "GET /\x01 HTTP/1.1\r\n", "400"},
     {"a bare CR in the line", "GET / HTTP/1.1\rx\n", "400"},
     {"lower case HTTP", "GET / http/1.1\r\n", "400"},
+    {"no slash behind HTTP", "GET / HTTPS1.1\r\n", "400"},
+    {"no version behind HTTP", "GET / HTTP/\r\n", "400"},
+    {"a version with a letter in front", "GET / HTTP/x.1\r\n", "400"},
+    {"a version with a letter at the end", "GET / HTTP/1.x\r\n", "400"},
+    {"a version of two dots", "GET / HTTP/1..\r\n", "400"},
+    {"a version without a dot", "GET / HTTP/1\r\n", "400"},
     {"a version of two digits", "GET / HTTP/1.10\r\n", "400"},
     {"a method that is no token", "G(T / HTTP/1.1\r\n", "400"},
     {"TLS", "\x16\x03\x01", "400"},
@@ -62,9 +86,11 @@ static const struct {
     {"a header without a colon", "GET / HTTP/1.0\r\nA\r\n\r\n", "400"},
     {"a header without a name", "GET / HTTP/1.0\r\n: b\r\n\r\n", "400"},
     {"a control byte in a header", "GET / HTTP/1.0\r\nA: \x02\r\n\r\n", "400"},
+    {"DEL in a header", "GET / HTTP/1.0\r\nA: \x7f\r\n\r\n", "400"},
     {"HTTP/2's preface", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "505"},
     {"HTTP/3", "GET / HTTP/3\r\n\r\n", "505"},
     {"HTTP/10.1", "GET / HTTP/10.1\r\n\r\n", "505"},
+    {"HTTP/12", "GET / HTTP/12\r\n\r\n", "505"},
     {"HTTP/0.9 by its number", "GET / HTTP/0.9\r\n\r\n", "505"},
 };
 
@@ -113,7 +139,7 @@ static const struct {
     {"q=1.000", "Accept: " OM ";q=1.000,text/plain;q=1.00\r\n", "3:1000 3:1000 text"},
     {"a range with a bad q is no range",
      "Accept: " OM ";q=1.001, " OM ";q=2, " OM ";q=-1, " OM ";q=0.1234, " OM ";q=, " OM ";q=.5, " OM ";q=00, " OM
-     ";q=0.x, " OM ";q=x, " OM ";q=1e0, text/plain;q=0.1\r\n", "0:0 3:100 text"},
+     ";q=0.x, " OM ";q=x, " OM ";q=1e0, " OM ";q=1./, " OM ";q=0.:, text/plain;q=0.1\r\n", "0:0 3:100 text"},
     {"a q without a value says nothing", "Accept: text/plain;q\r\n", "0:0 3:1000 text"},
     {"a bad q on any type leaves what the type says", "Accept: */*;q=7, text/plain;q=0.5\r\n", "0:0 3:500 text"},
     {"quoted values", "Accept: " OM ";version=\"1.0.0\";q=\"0.9\",text/plain;version=\"0.0.4\";q=0.8\r\n", "4:900 4:800 openmetrics"},
@@ -129,6 +155,7 @@ static const struct {
     {"a lone quote", "Accept: \"\r\n", "0:0 0:0 text"},
     {"a lone quote hides what is behind it", "Accept: text/plain;q=0.5;x=\",*/*, " OM "\r\n", "0:0 3:500 text"},
     {"a backslash at the end", "Accept: text/plain;x=\"\\\r\n", "0:0 3:1000 text"},
+    {"a backslash at the end of a quality", "Accept: text/plain;q=\"0.5\\\r\n", "0:0 3:500 text"},
     {"a backslash outside of quotes", "Accept: a\\,text/plain\r\n", "0:0 3:1000 text"},
     {"a version of another type", "Accept: text/plain;version=1.0.0," OM ";version=0.0.4\r\n", "0:0 0:0 text"},
     {"a version and another", "Accept: text/plain;version=0.0.4;version=0.0.5,text/plain;version=0.0.5;version=0.0.4\r\n", "0:0 0:0 text"},
@@ -155,6 +182,7 @@ static void test_request(const char *name, const char *bytes, size_t len, const 
     struct request req;
     char got[200], *copy = malloc(len + 1); /* of the exact size, for the sanitizers */
     memcpy(copy, bytes, len);
+    copy[len] = ' '; /* which is not there */
     int status = request_parse(copy, len, &req);
     snprintf(got, sizeof got, "%d", status);
     if (status == 200)
@@ -188,8 +216,42 @@ static void test_limits(void) {
     }
     memset(big, 'a', sizeof big);
     test_request("a request line that does not end", big, REQUEST_LINE_MAX + 2, "414");
+    test_request("one that may end yet", big, REQUEST_LINE_MAX + 1, "0");
     memcpy(big, "GET / HTTP/1.0\r\n", 16);
     test_request("headers that do not end", big, 16 + HEADERS_MAX + 2, "431");
+    test_request("headers that may end yet", big, 16 + HEADERS_MAX + 1, "0");
+    memset(big, '\n', sizeof big);
+    test_request("as many empty lines as a request line may have bytes", big, REQUEST_LINE_MAX, "0");
+    test_request("one more", big, REQUEST_LINE_MAX + 1, "414");
+    test_request("a NUL in the target", "GET /\0 HTTP/1.1\r\n", 17, "400");
+    test_request("a NUL in a header", "GET / HTTP/1.0\r\nA: \0\r\n\r\n", 23, "400");
+}
+
+/* ---- which bytes may stand where ---- */
+
+#define DIGITS "0123456789"
+#define UPPER "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+#define LOWER "abcdefghijklmnopqrstuvwxyz"
+static const struct {
+    const char *name, *before, *behind, *expected; /* the byte is put in between */
+} places[] = {
+    {"a method", "A", "T / HTTP/1.0\r\n\r\n", "!#$%&'*+-." DIGITS UPPER "^_`" LOWER "|~"},
+    {"a target", "GET /", "x HTTP/1.0\r\n\r\n", "!\"#$%&'()*+,-./" DIGITS ":;<=>?@" UPPER "[\\]^_`" LOWER "{|}~"},
+    {"a Host", "GET / HTTP/1.0\r\nHost: a", "b\r\n\r\n", "!$%&'()*+,-." DIGITS ":;=" UPPER "[]_" LOWER "~"},
+    {"a header's name", "GET / HTTP/1.0\r\nA", "B: x\r\n\r\n", "!#$%&'*+-." DIGITS ":" UPPER "^_`" LOWER "|~"},
+};
+
+static void test_bytes(void) {
+    for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
+        char found[300] = "", request[100], name[100];
+        for (int c = 1; c < 256; c++) {
+            struct request req;
+            int n = snprintf(request, sizeof request, "%s%c%s", places[i].before, c, places[i].behind);
+            if (request_parse(request, (size_t)n, &req) == 200) found[strlen(found)] = (char)c;
+        }
+        snprintf(name, sizeof name, "the bytes that may stand in %s", places[i].name);
+        is(found, places[i].expected, name);
+    }
 }
 
 /* ---- rules: "kind packets:bytes address direction protocol port | match | target | comment" ---- */
@@ -235,6 +297,20 @@ static const struct {
     {"an empty comment before another", " -p tcp -m comment --comment \"\" -m comment --comment x", "seed~ - none tcp - |-p tcp||; x|"},
     {"an interface like a jump", " -i -j -p tcp -m comment --comment \"x y\" -j DROP", "rule |-i -j -p tcp|-j DROP|x y|"},
     {"a target with a quote", " -j \"x", "rule~ ||-j \"x||"},
+    {"a negated match is a condition", " -p tcp ! -m tcp --dport 22", "rule~ |-p tcp ! -m tcp --dport 22|||"},
+    {"a ! with nothing behind it", " -p tcp !", "rule~ |-p tcp !|||"},
+    {"a ! with only the target behind it", " -p tcp ! -j RETURN", "rule |-p tcp !|-j RETURN||"},
+    {"an interface named like a match that only loads", " -i tcp -p udp -j RETURN", "rule |-i tcp -p udp|-j RETURN||"},
+    {"an interface named comment", " -i comment -p udp -j RETURN", "rule |-i comment -p udp|-j RETURN||"},
+    {"an interface like the end of a comment", " -i a comment --comment \"x -p tcp -j RETURN", "rule |-i a comment --comment \"x -p tcp|-j RETURN||"},
+    {"an interface like another match and a comment", " -i a -m b --comment \"x -p tcp -j RETURN", "rule |-i a -m b --comment \"x -p tcp|-j RETURN||"},
+    {"a comment full of backslashes", " -p tcp -m comment --comment \"\\\\\\\\a\\\\\\\"b\\'\\\\\"", "seed~ - none tcp - |-p tcp||\\\\a\\\"b'\\|"},
+    {"a backslash outside of quotes", " -p tcp -m comment --comment \\a", "seed~ - none tcp - |-p tcp||\\a|"},
+    {"a target's string like a verdict", " -p tcp -j LOG --log-prefix ACCEPT", "seed~ - none tcp - |-p tcp|-j LOG --log-prefix ACCEPT||"},
+    {"a verdict with options", " -p tcp -j REJECT --reject-with tcp-reset", "seed - none tcp - |-p tcp|-j REJECT --reject-with tcp-reset||"},
+    {"a port without a protocol", " -m tcp --dport 22", "seed~ - in - 22 |-m tcp --dport 22|||"},
+    {"an address and a port of one length", " -d ::/0 -m tcp --dport 1022", "seed~ ::/0 in - 1022 |-d ::/0 -m tcp --dport 1022|||"},
+    {"an address and a protocol of one length", " -d ::/0 -p icmp", "seed~ ::/0 in icmp - |-d ::/0 -p icmp|||"},
 };
 
 enum { ROOM = 64 * 1024 };
@@ -318,6 +394,7 @@ static void test_rule(const char *name, const char *words, const char *expected)
 
 /* ---- whole outputs ---- */
 
+#define TEN "1234567890"
 #define HEAD "# Generated by iptables-save v1.8.9 (nf_tables) on Mon\n*filter\n"
 static const struct {
     const char *name, *output, *expected;
@@ -339,10 +416,13 @@ static const struct {
     {"no COMMIT", HEAD ":prometheus - [0:0]\n", "the output ends before COMMIT"},
     {"no chain", HEAD "COMMIT\n", "no chain prometheus"},
     {"cut in a counter", HEAD ":prometheus - [0:0]\n[12", "the output ends inside a line: [12"},
+    {"cut in the line of the chain", HEAD ":prometheus - [0:0", "the output ends inside a line: :prometheus - [0:0"},
+    {"cut in the line of another chain", HEAD ":prometheus - [0:0]\n:x", "the output ends inside a line: :x"},
     {"cut in a comment", HEAD ":prometheus - [0:0]\n[1:2] -A prometheus -m comment --comment \"x\nCOMMIT\n",
      "the output ends inside a line: [1:2] -A prometheus -m comment --comment \"x\nCOMMIT\n"},
     {"a quote closed in a word", HEAD "[1:2] -A x -m comment --comment \"a\"b\nCOMMIT\n", "quotes not understood: [1:2] -A x -m comment --comment \"a\"b\nCOMMIT\n"},
     {"no counters", HEAD ":prometheus - [0:0]\n-A prometheus\nCOMMIT\n", "unexpected line: -A prometheus"},
+    {"counters glued to the rule", HEAD ":prometheus - [0:0]\n[1:2]-A prometheus\nCOMMIT\n", "rule not understood: [1:2]-A prometheus"},
     {"a negative counter", HEAD ":prometheus - [0:0]\n[-1:2] -A prometheus\nCOMMIT\n", "rule not understood: [-1:2] -A prometheus"},
     {"a chain twice", HEAD ":prometheus - [0:0]\n:prometheus - [0:0]\nCOMMIT\n", "chain not understood: :prometheus - [0:0]"},
     {"a table twice", "*filter\n:prometheus - [0:0]\nCOMMIT\n*filter\nCOMMIT\n", "the table comes twice: *filter"},
@@ -351,6 +431,24 @@ static const struct {
     {"what counters look like in a list", HEAD ":prometheus - [0:0]\n[1:2] -A prometheus -i a -c 9 9 -j IDLETIMER --timeout 5 --label a -c 9 9\nCOMMIT\n",
      "rule~ 1:2 |-i a -c 9 9|-j IDLETIMER --timeout 5 --label a -c 9 9|| end"},
     {"a policy without counters", "*filter\n:prometheus ACCEPT\nCOMMIT\n", "chain not understood: :prometheus ACCEPT"},
+    {"two blanks before a policy", "*filter\n:prometheus  - [0:0]\nCOMMIT\n", "chain not understood: :prometheus  - [0:0]"},
+    {"no name of a rule's chain", HEAD ":prometheus - [0:0]\n[1:2] -A  -p tcp\nCOMMIT\n", "rule not understood: [1:2] -A  -p tcp"},
+    {"a comment without its text", HEAD ":prometheus - [0:0]\n[1:2] -A prometheus -p tcp -m comment --comment\nCOMMIT\n",
+     "rule~ 1:2 |-p tcp --comment||| end"},
+    {"an option without its value", HEAD ":prometheus - [0:0]\n[1:2] -A prometheus -p\n[1:2] -A prometheus -p tcp -m\nCOMMIT\n",
+     "rule~ 1:2 |-p||| rule~ 1:2 |-p tcp -m||| end"},
+    {"a rule of another chain that goes on like a comment",
+     HEAD ":prometheus - [0:0]\n[0:0] -A x comment --comment \"\n[1:2] -A prometheus -p tcp\nCOMMIT\n", "seed~ 1:2 - none tcp - |-p tcp||| end"},
+    {"another table behind", HEAD ":prometheus - [0:0]\n[1:2] -A prometheus -p tcp\nCOMMIT\n*nat\n:prometheus - [0:0]\n[3:4] -A prometheus\nCOMMIT\n",
+     "seed~ 1:2 - none tcp - |-p tcp||| end"},
+    {"a table twice, another between", "*filter\n:prometheus - [0:0]\nCOMMIT\n*nat\nCOMMIT\n*filter\nCOMMIT\n", "the table comes twice: *filter"},
+    {"an empty line", HEAD ":prometheus - [0:0]\n\n[1:2] -A prometheus -p tcp\nCOMMIT\n", "seed~ 1:2 - none tcp - |-p tcp||| end"},
+    {"neither of two chains: the first is named", "*filter\n:x - [0:0]\n[1:2] -A x -i a\"]b\nCOMMIT\n", "no chain prometheus"},
+    {"a line of one byte", HEAD "x\nCOMMIT\n", "unexpected line: x"},
+    {"a line of 99 bytes, quoted whole", HEAD TEN TEN TEN TEN TEN TEN TEN TEN TEN "123456789\nCOMMIT\n",
+     "unexpected line: " TEN TEN TEN TEN TEN TEN TEN TEN TEN "123456789"},
+    {"a longer line, of which 100 are quoted", HEAD TEN TEN TEN TEN TEN TEN TEN TEN TEN TEN "1\nCOMMIT\n",
+     "unexpected line: " TEN TEN TEN TEN TEN TEN TEN TEN TEN TEN},
     {"garbage", "hello\n", "unexpected line: hello"},
 };
 
@@ -381,6 +479,7 @@ static const struct {
     {"three numbers", NEW "-A prometheus -c 1 2 3 -j RETURN\n", "counters not understood: -c 1 2 3"},
     {"a negative number", NEW "-A prometheus -c 1 -2\n", "counters not understood: -c 1 -2"},
     {"a number with a tail", NEW "-A prometheus -c 1 2x -j RETURN\n", "counters not understood: -c 1 2x"},
+    {"no blank behind the numbers", NEW "-A prometheus -p tcp -c 1 2-j RETURN\n", "counters not understood: -p tcp -c 1 2-j RETURN"},
     {"counters behind the target", NEW "-A prometheus -p tcp -j RETURN -c 1 2\n", "counters not understood: -p tcp"},
     {"counters in a comment", NEW "-A prometheus -m comment --comment \"-c 9 9 -j x\" -c 1 2 -j DROP\n", "rule 1:2 ||-j DROP|-c 9 9 -j x| end"},
     {"counters in a comment alone", NEW "-A prometheus -p tcp -m comment --comment \"-c 9 9\" -j DROP\n", "counters not understood: -p tcp"},
@@ -394,6 +493,10 @@ static const struct {
     {"a set -c", NEW "-A prometheus -m set --match-set -c src -c 1 2\n", "rule~ 1:2 |-m set --match-set -c src||| end"},
     {"an interface like counters and a target", NEW "-A prometheus -i a -c 9 9 -j x -p tcp -c 1 2 -j DROP\n", "counters not understood: -i a"},
     {"... without a target", NEW "-A prometheus -i a -c 9 9 -j x -p tcp -c 1 2\n", "counters not understood: -i a"},
+    {"a label -c", NEW "-A prometheus -p tcp -c 1 2 -j IDLETIMER --timeout 5 --label -c\n",
+     "seed~ 1:2 - none tcp - |-p tcp|-j IDLETIMER --timeout 5 --label -c|| end"},
+    {"a label that ends with two numbers", NEW "-A prometheus -p tcp -c 1 2 -j IDLETIMER --timeout 5 --label a 9 9\n",
+     "seed~ 1:2 - none tcp - |-p tcp|-j IDLETIMER --timeout 5 --label a 9 9|| end"},
     {"a label like counters", NEW "-A prometheus -p tcp -c 1 2 -j IDLETIMER --timeout 5 --label a -c 9 9\n", "counters not understood: -p tcp"},
     {"a comment like a rule", NEW "-A prometheus -m comment --comment \"x\n-A prometheus -c 1 2\" -c 3 4 -j DROP\n",
      "rule 3:4 ||-j DROP|x\n-A prometheus -c 1 2| end"},
@@ -422,6 +525,7 @@ static const struct {
     {"a policy without counters", "-P prometheus DROP\n", "chain not understood: -P prometheus DROP"},
     {"a policy with one", "-P prometheus DROP -c 1\n", "chain not understood: -P prometheus DROP -c 1"},
     {"a policy with three", "-P prometheus DROP -c 1 2 3\n", "chain not understood: -P prometheus DROP -c 1 2 3"},
+    {"a policy with another option", "-P prometheus DROP -x 1 2\n", "chain not understood: -P prometheus DROP -x 1 2"},
     {"a policy with brackets", "-P prometheus DROP [1:2]\n", "chain not understood: -P prometheus DROP [1:2]"},
     {"a policy and no name of it", "-P prometheus\n", "chain not understood: -P prometheus"},
     {"a user's chain with a policy", "-N prometheus DROP -c 1 2\n", "chain not understood: -N prometheus DROP -c 1 2"},
@@ -440,6 +544,8 @@ static const struct {
     {"a table", "*filter\n" NEW, "unexpected line: *filter"},
     {"a COMMIT", NEW "COMMIT\n", "unexpected line: COMMIT"},
     {"another command", NEW "-X prometheus\n", "unexpected line: -X prometheus"},
+    {"another letter in place of the dash", "xN prometheus\n", "unexpected line: xN prometheus"},
+    {"no blank behind the command", "-N-prometheus\n", "unexpected line: -N-prometheus"},
     {"no name", "-N \n", "unexpected line: -N "},
     {"no name of a rule's chain", NEW "-A  -c 1 2\n", "rule not understood: -A  -c 1 2"},
     {"a command alone", "-N\n", "unexpected line: -N"},
@@ -475,15 +581,117 @@ static void test_cuts(enum dialect dialect, const char *name, const char *const 
     ok(wrong > len, name, wrong <= len ? output + wrong : "", "(what is cut off here)");
 }
 
+/* ---- the words that decide ---- */
+
+/* Names that are printed raw, strings that are printed with quotes; matches that only load; targets. (What a match is, is not
+ * asked for: the option alone tells how its value is printed.) */
+static const char *const raw_names[] = {"-i", "-o", "--match-set", "--name", "--hashlimit-name", "--physdev-in", "--physdev-out", "--genre",
+                                        "--nfacct-name", "--rateest", "--rateest1", "--rateest2", "--object-pinned", NULL};
+static const char *const strings[] = {"--log-prefix", "--nflog-prefix", "--ulog-prefix", "--string", "--hex-string", "--helper", "--u32",
+                                      "--bytecode", "--path", "--led-trigger-id", NULL};
+static const char *const loading[] = {"tcp", "udp", "udplite", "sctp", "dccp", "multiport", "icmp", "icmp6", "esp", NULL};
+static const char *const matching[] = {"socket", "ah", "dst", "eui64", "frag", "hbh", "ipv6header", "mh", "rt", "conntrack", "tcpmss", "set", "mult", NULL};
+static const char *const ending[] = {"ACCEPT", "DROP", "REJECT", "RETURN", "QUEUE", "NFQUEUE", "SNAT", "DNAT", "MASQUERADE", "REDIRECT",
+                                     "NETMAP", "TPROXY", "SYNPROXY", "TARPIT", NULL};
+static const char *const continuing[] = {"LOG", "NFLOG", "ULOG", "MARK", "CONNMARK", "CT", "NOTRACK", "TRACE", "TEE", "SET", "TCPMSS", "TOS",
+                                         "DSCP", "TTL", "HL", "CLASSIFY", "AUDIT", "RATEEST", "IDLETIMER", "LED", "accept", "ACCEPTED", "QUE", "T", NULL};
+
+/* A test of each of the words, which stands in place of "%s" in the promise, the rule and what is expected. */
+static void test_words(const char *const *words, const char *promise, const char *rule, const char *expected) {
+    char name[200], printed[300], understood[300];
+    for (; *words; words++) {
+        snprintf(name, sizeof name, promise, *words);
+        snprintf(printed, sizeof printed, rule, *words);
+        snprintf(understood, sizeof understood, expected, *words);
+        test_rule(name, printed, understood);
+    }
+}
+
+/* ---- the first lines: which backend it was, and a remark ---- */
+
+static const struct {
+    const char *name, *output, *expected; /* the backend, and what rs.remark holds */
+} heads[] = {
+    {"1.8.9 over nft", "# Generated by iptables-save v1.8.9 (nf_tables) on Mon\n", "nft "},
+    {"1.8.9, legacy", "# Generated by iptables-save v1.8.9 on Mon\n", "legacy "},
+    {"1.8.4 over nft names it in the program alone", "# Generated by iptables-nft-save v1.8.4 on Mon\n", "nft "},
+    {"... for IPv6", "# Generated by ip6tables-nft-save v1.8.4 on Mon\n", "nft "},
+    {"1.8.4, legacy", "# Generated by iptables-legacy-save v1.8.4 on Mon\n", "legacy "},
+    {"a remark before the header", "# Warning: iptables-nft tables present\n# Generated by iptables-legacy-save v1.8.4 on Mon\n",
+     "legacy # Warning: iptables-nft tables present"},
+    {"the last of two remarks", "# Generated by iptables-save v1.8.9 on Mon\n# one\n# two\n", "legacy # two"},
+    {"an empty line behind the remark", "# one\n\n", "legacy # one"},
+    {"no header", "", "legacy "},
+};
+
+static void test_head(const char *name, const char *head, const char *expected) {
+    char output[400], said[300];
+    snprintf(output, sizeof output, "%s*filter\n:prometheus - [0:0]\nCOMMIT\n# Completed by iptables-nft-save on Mon\n", head);
+    read_all(DIALECT_SAVE, 1, output, strlen(output), 7);
+    snprintf(said, sizeof said, "%s %s", rs.nft ? "nft" : "legacy", rs.remark);
+    is(said, expected, name);
+}
+
+/* ---- the longest line ---- */
+
+enum { LINE_LIMIT = RULE_LINE_MAX }; /* of so many bytes a line is no line any more */
+
+/* A line of `len` bytes, `start`, many 'x' and `end`, as the last of a table, given in pieces of which one ends where the line does. */
+static void test_longest(const char *name, const char *start, const char *end, size_t len, const char *expected) {
+    static char output[LINE_LIMIT + 200];
+    size_t used = (size_t)snprintf(output, sizeof output, HEAD ":prometheus - [0:0]\n%s", start);
+    size_t line = used - strlen(start), fill = len - strlen(start) - strlen(end);
+    memset(output + used, 'x', fill);
+    snprintf(output + used + fill, sizeof output - used - fill, "%s\nCOMMIT\n", end);
+    size_t steps[] = {line + len, line + len + 1, 4096, strlen(output)};
+    for (size_t i = 0; i < sizeof steps / sizeof *steps; i++) {
+        read_all(DIALECT_SAVE, 1, output, strlen(output), steps[i]);
+        if (strncmp(got, expected, strlen(expected)) != 0) break;
+    }
+    got[strlen(expected)] = '\0';
+    is(got, expected, name);
+}
+
+static void test_longest_lines(void) {
+    static const struct {
+        const char *what, *start, *end, *expected;
+    } longest[] = {
+        {"a rule", "[1:2] -A prometheus -i ", "", "rule~ 1:2 |-i xxxx"},
+        {"a rule of another chain", "[1:2] -A x -i ", "", "end"},
+        {"a rule's comment", "[1:2] -A prometheus -m comment --comment \"", "\" -p tcp", "seed~ 1:2 - none tcp - |-p tcp||xxxx"},
+        {"a comment line", "# ", "", "end"},
+    };
+    for (size_t i = 0; i < sizeof longest / sizeof *longest; i++) {
+        char name[100], error[100];
+        snprintf(name, sizeof name, "%s, as long as a line may be", longest[i].what);
+        test_longest(name, longest[i].start, longest[i].end, LINE_LIMIT - 1, longest[i].expected);
+        snprintf(name, sizeof name, "... a byte longer: %s", longest[i].what);
+        snprintf(error, sizeof error, "a line without end: %s", longest[i].start);
+        test_longest(name, longest[i].start, longest[i].end, LINE_LIMIT, error);
+    }
+}
+
 int main(void) {
     for (size_t i = 0; i < sizeof requests / sizeof *requests; i++)
         test_request(requests[i].name, requests[i].request, strlen(requests[i].request), requests[i].expected);
     for (size_t i = 0; i < sizeof accepts / sizeof *accepts; i++)
         test_accept(accepts[i].name, accepts[i].headers, accepts[i].expected);
     test_limits();
+    test_bytes();
     for (size_t i = 0; i < sizeof rules / sizeof *rules; i++) test_rule(rules[i].name, rules[i].words, rules[i].expected);
     for (size_t i = 0; i < sizeof outputs / sizeof *outputs; i++)
         test_output(DIALECT_SAVE, outputs[i].name, outputs[i].output, outputs[i].expected);
+    test_words(raw_names, "a name behind %s that looks like a jump", " -p tcp %s -j -j DROP", "rule |-p tcp %s -j|-j DROP||");
+    test_words(raw_names, "a name behind %s that looks like a string", " -p tcp %s --string \"a -j DROP", "rule |-p tcp %s --string \"a|-j DROP||");
+    test_words(raw_names, "a name behind %s with a quote in front", " -p tcp %s \"a -j DROP", "rule |-p tcp %s \"a|-j DROP||");
+    test_words(strings, "a string behind %s may hold a rule", " -p tcp %s \"a -j x\n[9:9] -A prometheus\" -j DROP",
+               "rule |-p tcp %s \"a -j x\n[9:9] -A prometheus\"|-j DROP||");
+    test_words(loading, "-m %s only loads", " -p x -m %s -j DROP", "seed - none x - |-p x -m %s|-j DROP||");
+    test_words(matching, "-m %s is a condition", " -p x -m %s -j DROP", "rule |-p x -m %s|-j DROP||");
+    test_words(ending, "%s ends the traversal", " -p tcp -j %s", "seed - none tcp - |-p tcp|-j %s||");
+    test_words(continuing, "%s does not end it", " -p tcp -j %s", "seed~ - none tcp - |-p tcp|-j %s||");
+    for (size_t i = 0; i < sizeof heads / sizeof *heads; i++) test_head(heads[i].name, heads[i].output, heads[i].expected);
+    test_longest_lines();
     for (size_t i = 0; i < sizeof lists / sizeof *lists; i++)
         test_output(DIALECT_LIST, lists[i].name, lists[i].output, lists[i].expected);
     test_output(DIALECT_SAVE, "a list is no table", NEW "-A prometheus -c 1 2\n", "unexpected line: -N prometheus");
