@@ -72,6 +72,7 @@ for (
     ['chain',                    '-chain', '!x'],
     ['chain',                    '-chain'],
     ['chain',                    '-chain', 'a', '-chain', 'a'],
+    ['chain',                    '-chain', "caf\xe9", '-chain', 'caf\xe9'],    # which would be written the same
     ['table',                    '-table', 'broute'],
     ['table',                    '-table='],
     ['table',                    '-table', 'filter;id'],

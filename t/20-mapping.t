@@ -341,10 +341,11 @@ for (
         ["rule <$shown -j A>", $labels, "rule <$shown -j B> dup <2>", "rule <$seed -j B> dup <2>"]);
 }
 {
-    # a byte, and the four characters that it is shown as, are two names
-    fake(out => filter_table("-i x\xe9 -j RETURN", '-i x\xe9 -j RETURN'));
-    my $series = exposition('a name that looks like another one shown as text');
-    is(scalar series($series, 'nfprom_rule_packets_total'), 2, 'a name that looks like another one shown as text stays a series') if $series;
+    # a byte, and the four characters that it is shown as, are written the same: they are the same
+    maps('a byte that is no UTF-8, and what it is shown as', ["-i x\xe9 -j A", '-i x\xe9 -j B', "-i x\xe9 -j C"],
+        ['rule <-i x\xe9 -j A>', 'rule <-i x\xe9 -j B> dup <2>', 'rule <-i x\xe9 -j C> dup <3>']);
+    maps('an address in such bytes, and its labels', ["-s \xe9 -p \xff --sport \0 -j A", '-s \xe9 -p \xff --sport \x00 -j B'],
+        ['\xe9 out \xff \x00', 'rule <-s \xe9 -p \xff --sport \x00 -j B> dup <2>']);
 }
 
 # ---- the counters about the rules

@@ -48,6 +48,8 @@ for my $path ('/', '/-/healthy', '/?x=1', 'http://localhost:9914') {
 
 # ---- HEAD
 
+answers(serve("HEAD /metrics HTTP/1.1\r\n\r\n"), 400, 'HEAD without Host: an answer without a body', head => 1);
+answers(serve("HEAD /metrics HTTP/1.1\r\nHost: x\r\n" . 'A: b' x 5000), 431, 'HEAD with too many headers: the same', head => 1);
 for my $path ('/metrics', '/', '/-/healthy', '/nowhere') {
     (my $request = get($path)) =~ s/^GET/HEAD/;
     my ($get, $head) = (serve(get($path)), serve($request));
