@@ -158,6 +158,10 @@ for my $help ('-help', '--help', '-help=true') {
         like($r->{out}, qr/(?<![\w-])--?$flag\b/, "$help tells of -$flag");
     }
     is($r->{err}, '', '... and prints to standard output');
+    is(join('|', $r->{out} =~ /^(\w.*:)$/mg), 'What is read:|How it is shown:|About itself:|Examples:', '... in groups, each under its title');
+    my @lines = $r->{out} =~ /^  (-\w+(?: [A-Z]+)?) +(\S.*)$/mg;
+    is(scalar @lines / 2, 13, '... a line for each flag');
+    like($r->{out}, qr/^  -timeout D +\S.*\(default 8s\)$/m, '... with what it is if it is not given');
 }
 for my $flag ('-version', '--version') {
     my $r = run(flags => [$flag]);

@@ -314,6 +314,9 @@ for (
     $page = page('an empty chain');
     is(scalar @{ $page->{rows} }, 0, '... has no rows');
     like($page->{paragraphs}[-1], qr/^There is no rule in the chain/, '... and a sentence that says so');
+    fake(out => save({ chains => [map {":$_ - [0:0]"} qw(a b c d)] }, '[1:2] -A a -p tcp', '[1:2] -A c -p tcp'));
+    $page = page('empty chains among others', flags => [map { ('-chain', $_) } qw(a b c d)]);
+    is(join('|', grep {/^There/} @{ $page->{paragraphs} }), join('|', map {"There is no rule in the chain $_ of IPv4."} qw(b d)), '... are named, all of them');
     fake();
     fake6(out => save());
     like(join("\n", @{ page('an empty chain beside another', flags => ['-ipv6'])->{paragraphs} }), qr/^There is no rule in the chain prometheus of IPv6\.$/m, '... is named');
