@@ -3106,6 +3106,7 @@ enum {
 /* Reads a request into buf. Its status (request_parse), 408, or one of the two above. */
 static int read_request(char *buf, struct request *request, usec deadline) {
     size_t len = 0;
+    request_begin(request);
     while (len < REQUEST_MAX) {
         struct pollfd fd = {.fd = STDIN_FILENO, .events = POLLIN};
         int ready = poll(&fd, 1, ms_until(deadline));
@@ -3120,7 +3121,7 @@ static int read_request(char *buf, struct request *request, usec deadline) {
         len += (size_t)n;
         if (len == 0)
             return NOBODY_ASKS;
-        int status = request_parse(buf, len, request);
+        int status = request_parse(request, buf, len);
         if (status != 0)
             return status;
         if (n == 0)

@@ -77,18 +77,6 @@ static struct text trim(struct text t) {
     return between(at, end);
 }
 
-/* Cuts the line at *pos, without its line end (CRLF, or LF alone, RFC 9112 section 2.2).
- * False if it has no end yet. */
-static bool cut_line(const char **pos, const char *end, struct text *line) {
-    const char *lf = memchr(*pos, '\n', (size_t)(end - *pos));
-    if (!lf)
-        return false;
-    bool has_cr = lf > *pos && lf[-1] == '\r';
-    *line = between(*pos, has_cr ? lf - 1 : lf);
-    *pos = lf + 1;
-    return true;
-}
-
 /* How much of an absolute-form target is its scheme, 0 of one in another form. */
 static size_t scheme_length(struct text target) {
     static const struct text schemes[] = {TEXT("http://"), TEXT("https://")};
@@ -138,7 +126,7 @@ static int check_version(struct text version) {
 }
 
 /* request-line = method SP request-target SP HTTP-version (RFC 9112 section 3). */
-static int parse_request_line(struct text line, struct request *req, bool *needs_host) {
+static int parse_request_line(struct text line, struct request *req) {
     const char *end = end_of(line);
     const char *first_blank = memchr(line.at, ' ', line.len);
     if (!first_blank)
@@ -158,7 +146,7 @@ static int parse_request_line(struct text line, struct request *req, bool *needs
     int status = check_version(version);
     if (status != 200)
         return status;
-    *needs_host = !text_is(version, "HTTP/1.0");
+    req->needs_host = !text_is(version, "HTTP/1.0");
     return find_path(target, req) ? 200 : 400;
 }
 
@@ -298,7 +286,7 @@ static bool is_control(char c) {
 
 /* field-line = field-name ":" OWS field-value OWS (RFC 9112 section 5): no folding, no
  * blank before the colon. */
-static bool parse_header(struct text line, struct request *req, unsigned *hosts) {
+static bool parse_header(struct text line, struct request *req) {
     const char *colon = memchr(line.at, ':', line.len);
     if (!colon || colon == line.at)
         return false;
@@ -311,7 +299,7 @@ static bool parse_header(struct text line, struct request *req, unsigned *hosts)
             return false;
     }
     if (same_ignoring_case(name, "Host")) {
-        ++*hosts;
+        req->hosts++;
         return consists_of(value, host_chars);
     }
     if (same_ignoring_case(name, "Accept"))
@@ -322,54 +310,96 @@ static bool parse_header(struct text line, struct request *req, unsigned *hosts)
     return true;
 }
 
-static int parse_headers(const char *pos, const char *end, struct request *req,
-                         bool needs_host) {
-    const char *start = pos;
-    unsigned hosts = 0;
-    unsigned lines = 0;
-    struct text line;
-    while (cut_line(&pos, end, &line)) {
-        if (line.len == 0) {
-            bool good = hosts == 1 || (hosts == 0 && !needs_host);
-            return good ? 200 : 400;
-        }
-        if (pos - start > HEADERS_MAX || lines == HEADER_LINES_MAX)
-            return 431;
-        if (!parse_header(line, req, &hosts))
-            return 400;
-        lines++;
-    }
-    /* (And so may the last header line have its CR.) */
-    return end - start > HEADERS_MAX + 1 ? 431 : 0;
+/* Cuts the next line of the request, without its line end (CRLF, or LF alone, RFC 9112
+ * section 2.2). What has been searched for a line end is not searched
+ * again. False if it has none yet. */
+static bool next_line(struct request *req, const char *buf, size_t len,
+                      struct text *line) {
+    const char *start = buf + req->unread;
+    const char *from = buf + req->searched;
+    const char *lf = memchr(from, '\n', len - req->searched);
+    req->searched = len;
+    if (!lf)
+        return false;
+    bool has_cr = lf > start && lf[-1] == '\r';
+    *line = between(start, has_cr ? lf - 1 : lf);
+    req->unread = req->searched = (size_t)(lf + 1 - buf);
+    return true;
 }
 
-int request_parse(const char *buf, size_t len, struct request *req) {
-    const char *pos = buf;
-    const char *end = buf + len;
-    struct text line;
-    bool needs_host = false;
-    *req =
-        (struct request){.method = {buf, 0}, .path = {buf, 0}, .scrape_timeout_ms = -1};
-    /* Empty lines before a request are passed over, RFC 9112 section 2.2. */
-    while (pos < end && (*pos == '\r' || *pos == '\n'))
-        pos++;
-    /* They may have as many bytes as a request line. */
-    if (pos - buf > REQUEST_LINE_MAX)
-        return 414;
-    /* Who begins a TLS handshake, say, would wait for an answer and never end a line. */
-    if (pos < end && !consists_of((struct text){pos, 1}, token_chars))
-        return 400;
+static void begin_part(struct request *req, enum request_part part) {
+    req->part = part;
+    req->part_start = req->unread;
+}
 
-    const char *start = pos;
+/* Each of these reads its part of the request as far as it has come. 0: the part has not
+ * ended, or, if the next part has begun, all is well. */
+
+/* Empty lines before a request are passed over, RFC 9112 section 2.2. They may have as many
+ * bytes as a request line. */
+static int read_empty_lines(struct request *req, const char *buf, size_t len) {
+    size_t at = req->unread;
+    while (at < len && (buf[at] == '\r' || buf[at] == '\n'))
+        at++;
+    req->unread = req->searched = at;
+    if (at > REQUEST_LINE_MAX)
+        return 414;
+    if (at == len)
+        return 0;
+    /* Who begins a TLS handshake, say, would wait for an answer and never end a line. */
+    if (!consists_of((struct text){buf + at, 1}, token_chars))
+        return 400;
+    begin_part(req, REQUEST_LINE);
+    return 0;
+}
+
+static int read_request_line(struct request *req, const char *buf, size_t len) {
+    struct text line;
     /* (A line that has no end yet may have its CR.) */
-    if (!cut_line(&pos, end, &line))
-        return end - start > REQUEST_LINE_MAX + 1 ? 414 : 0;
+    if (!next_line(req, buf, len, &line))
+        return len - req->part_start > REQUEST_LINE_MAX + 1 ? 414 : 0;
     if (line.len > REQUEST_LINE_MAX)
         return 414;
-    int status = parse_request_line(line, req, &needs_host);
-    if (status != 200)
-        return status;
-    return parse_headers(pos, end, req, needs_host);
+    begin_part(req, HEADER_LINES);
+    int status = parse_request_line(line, req);
+    return status == 200 ? 0 : status;
+}
+
+static int read_header_lines(struct request *req, const char *buf, size_t len) {
+    struct text line;
+    while (next_line(req, buf, len, &line)) {
+        if (line.len == 0) {
+            bool good = req->hosts == 1 || (req->hosts == 0 && !req->needs_host);
+            return good ? 200 : 400;
+        }
+        bool is_long = req->unread - req->part_start > HEADERS_MAX;
+        if (is_long || req->header_lines == HEADER_LINES_MAX)
+            return 431;
+        if (!parse_header(line, req))
+            return 400;
+        req->header_lines++;
+    }
+    /* (And so may the last header line have its CR.) */
+    return len - req->part_start > HEADERS_MAX + 1 ? 431 : 0;
+}
+
+void request_begin(struct request *req) {
+    *req = (struct request){.method = nothing, .path = nothing, .scrape_timeout_ms = -1};
+}
+
+int request_parse(struct request *req, const char *buf, size_t len) {
+    static int (*const read_part[])(struct request *, const char *, size_t) = {
+        [EMPTY_LINES] = read_empty_lines,
+        [REQUEST_LINE] = read_request_line,
+        [HEADER_LINES] = read_header_lines,
+    };
+    enum request_part part;
+    int status;
+    do {
+        part = req->part;
+        status = read_part[part](req, buf, len);
+    } while (status == 0 && req->part != part);
+    return status;
 }
 
 /* ---- the words of a rule --------------------------------------------------------- */

@@ -92,7 +92,10 @@ void request(const uint8_t *data, size_t size) {
     size_t len;
     char *in = stretched(data, size, REQUEST_MAX + 4096, &len), *again = copy_of(in, len);
     size_t step = len / BEGINNINGS + 1;
-    int status = request_parse(in, len, &req), verdict = 0;
+    struct request fed; /* a piece at a time, from a beginning to the next */
+    request_begin(&req);
+    request_begin(&fed);
+    int status = request_parse(&req, in, len), verdict = 0;
     check_request(in, len, status, &req);
     for (size_t n = 0; n <= len; n += len - n <= BEGINNINGS         ? 1
                                       : len - n - BEGINNINGS < step ? len - n - BEGINNINGS
@@ -100,13 +103,19 @@ void request(const uint8_t *data, size_t size) {
         struct request part;
         char *part_at = again + len - n; /* where it ends, the memory does */
         memcpy(part_at, in, n);
-        int now = request_parse(part_at, n, &part);
+        request_begin(&part);
+        int now = request_parse(&part, part_at, n);
+        if (verdict == 0) promise(request_parse(&fed, in, n) == now, "the same verdict, read on or from the start");
         check_request(part_at, n, now, &part);
         promise(verdict == 0 || now == verdict, "a verdict stands, whatever follows");
         promise(now != 0 || n < REQUEST_MAX, "there is a verdict on as much as a reader must hold");
         if (now == 200)
             promise(status == 200 && same(part.method, req.method) && same(part.path, req.path), "whole or in parts");
         if (now == 200 && verdict == 0) first = part;
+        if (now == 200 && verdict == 0)
+            promise(same(fed.method, req.method) && same(fed.path, req.path) && alike(fed.text, part.text) &&
+                        alike(fed.openmetrics, part.openmetrics) && fed.scrape_timeout_ms == part.scrape_timeout_ms,
+                    "read on or from the start, it says the same");
         if (now == 200)
             promise(part.scrape_timeout_ms == first.scrape_timeout_ms && alike(part.openmetrics, first.openmetrics) &&
                         alike(part.text, first.text),

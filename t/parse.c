@@ -165,13 +165,19 @@ static const struct {
     {"bytes beyond ASCII", "Accept: text/plain;x=\xff\xc3,\xe9/*\r\n", "0:0 3:1000 text"},
 };
 
+/* In one piece. */
+static int parse_whole(struct request *req, const char *buf, size_t len) {
+    request_begin(req);
+    return request_parse(req, buf, len);
+}
+
 static void test_accept(const char *name, const char *headers, const char *expected) {
     struct request req;
     char got[100], request[1000];
     int len = snprintf(request, sizeof request, "GET /metrics HTTP/1.0\r\n%s\r\nAccept: " OM ", text/plain\r\n\r\n", headers);
     char *copy = malloc((size_t)len); /* of the exact size, for the sanitizers */
     memcpy(copy, request, (size_t)len);
-    int status = request_parse(copy, (size_t)len, &req);
+    int status = parse_whole(&req, copy, (size_t)len);
     snprintf(got, sizeof got, "%d:%d %d:%d %s", req.openmetrics.precision, req.openmetrics.quality, req.text.precision,
              req.text.quality, req.openmetrics.quality > req.text.quality ? "openmetrics" : "text");
     is(status == 200 ? got : "no 200", expected, name);
@@ -183,8 +189,11 @@ static void test_request(const char *name, const char *bytes, size_t len, const 
     char got[200], *copy = malloc(len + 1); /* of the exact size, for the sanitizers */
     memcpy(copy, bytes, len);
     copy[len] = ' '; /* which is not there */
-    int status = request_parse(copy, len, &req);
-    snprintf(got, sizeof got, "%d", status);
+    request_begin(&req);
+    int status = 0;
+    for (size_t n = 0; n <= len && status == 0; n++) status = request_parse(&req, copy, n); /* a byte at a time */
+    int whole = parse_whole(&req, copy, len);
+    snprintf(got, sizeof got, status == whole ? "%d" : "%d, and in one piece another", status);
     if (status == 200)
         snprintf(got, sizeof got, "%d %.*s %.*s %ld", status, (int)req.method.len, req.method.at, (int)req.path.len, req.path.at,
                  req.scrape_timeout_ms);
@@ -210,7 +219,7 @@ static void test_limits(void) {
         n += snprintf(big + n, sizeof big - (size_t)n, "\r\n");
         struct request req;
         char got[20], expected[20];
-        snprintf(got, sizeof got, "%d", request_parse(big, (size_t)n, &req));
+        snprintf(got, sizeof got, "%d", parse_whole(&req, big, (size_t)n));
         snprintf(expected, sizeof expected, "%d", limits[i].status);
         is(got, expected, limits[i].name);
     }
@@ -225,6 +234,35 @@ static void test_limits(void) {
     test_request("one more", big, REQUEST_LINE_MAX + 1, "414");
     test_request("a NUL in the target", "GET /\0 HTTP/1.1\r\n", 17, "400");
     test_request("a NUL in a header", "GET / HTTP/1.0\r\nA: \0\r\n\r\n", 23, "400");
+}
+
+/* What was read is not read again: after each byte, all before it becomes something that no request holds. (The line that has
+ * not ended is still to be read.) */
+static void test_read_once(void) {
+    static const char request[] = "\r\n\nGET /metrics HTTP/1.1\r\nHost: a\r\nX-Prometheus-Scrape-Timeout-Seconds: 5\r\nAccept: */*\r\n\r\nmore";
+    char buf[sizeof request], result[100], expected[100];
+    struct request req;
+    int status = 0;
+    size_t n = 0, line_start = 0;
+    request_begin(&req);
+    while (n < strlen(request) && status == 0) {
+        buf[n] = request[n];
+        n++;
+        status = request_parse(&req, buf, n);
+        if (buf[n - 1] != '\n' || status != 0) continue;
+        memset(buf + line_start, '\x01', n - line_start);
+        line_start = n;
+    }
+    snprintf(result, sizeof result, "%d after %zu bytes, %ld ms, %d", status, n, req.scrape_timeout_ms, req.text.quality);
+    snprintf(expected, sizeof expected, "200 after %zu bytes, 5000 ms, 1000", strlen(request) - strlen("more"));
+    is(result, expected, "a request in single bytes, of which each line is lost when it was read");
+
+    /* Searched for its end, that is: a newline that comes to stand in what was searched is not seen. */
+    request_begin(&req);
+    memcpy(buf, "GET / HTTP", 10);
+    status = request_parse(&req, buf, 10);
+    buf[3] = '\n';
+    ok(status == 0 && request_parse(&req, buf, 10) == 0 && request_parse(&req, buf, 11) == 0, "nor is a byte of an open line searched twice", "", "");
 }
 
 /* ---- which bytes may stand where ---- */
@@ -247,7 +285,7 @@ static void test_bytes(void) {
         for (int c = 1; c < 256; c++) {
             struct request req;
             int n = snprintf(request, sizeof request, "%s%c%s", places[i].before, c, places[i].behind);
-            if (request_parse(request, (size_t)n, &req) == 200) found[strlen(found)] = (char)c;
+            if (parse_whole(&req, request, (size_t)n) == 200) found[strlen(found)] = (char)c;
         }
         snprintf(name, sizeof name, "the bytes that may stand in %s", places[i].name);
         is(found, places[i].expected, name);
@@ -677,6 +715,7 @@ int main(void) {
     for (size_t i = 0; i < sizeof accepts / sizeof *accepts; i++)
         test_accept(accepts[i].name, accepts[i].headers, accepts[i].expected);
     test_limits();
+    test_read_once();
     test_bytes();
     for (size_t i = 0; i < sizeof rules / sizeof *rules; i++) test_rule(rules[i].name, rules[i].words, rules[i].expected);
     for (size_t i = 0; i < sizeof outputs / sizeof *outputs; i++)
