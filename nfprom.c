@@ -74,6 +74,8 @@ enum {
     SCRAPE_MARGIN_MS = 500,   /* of the scraper's timeout, kept for its own work */
     SCRAPE_TIME_MIN_MS = 100, /* what a scrape gets at least */
     DRAIN_TIME = 2 * SECOND,
+    QUICK_PIECES = 128,     /* of a request, each read as soon as it is there */
+    NAPS_DIVISOR = 1024, /* for others, so many naps fit into the whole time */
 
     /* bytes */
     OUTPUT_MAX = 1 << 30,    /* of iptables-save; a million rules are a tenth of it */
@@ -3103,11 +3105,20 @@ enum {
     INPUT_FAILED = -2
 };
 
+/* Who sends his request in ever so many pieces waits a moment for each, in which more of them
+ * gather: what a piece costs, whatever its size, would come to a lot of CPU. */
+static void let_pieces_gather(unsigned pieces, usec whole_time, usec deadline) {
+    if (pieces >= QUICK_PIECES)
+        poll(NULL, 0, ms_until(earlier(deadline, now() + whole_time / NAPS_DIVISOR)));
+}
+
 /* Reads a request into buf. Its status (request_parse), 408, or one of the two above. */
 static int read_request(char *buf, struct request *request, usec deadline) {
     size_t len = 0;
+    usec whole_time = deadline - now();
     request_begin(request);
-    while (len < REQUEST_MAX) {
+    for (unsigned pieces = 0; len < REQUEST_MAX; pieces++) {
+        let_pieces_gather(pieces, whole_time, deadline);
         struct pollfd fd = {.fd = STDIN_FILENO, .events = POLLIN};
         int ready = poll(&fd, 1, ms_until(deadline));
         if (ready == 0 || now() >= deadline)
