@@ -417,6 +417,7 @@ enum form {
 
 enum meaning {
     CONDITION, /* that the five labels cannot say */
+    UNSTABLE,  /* one that may turn while the packet is on its way through the chain */
     PROTOCOL,
     ADDRESS,
     PORT,
@@ -471,6 +472,9 @@ static const struct option {
     {TEXT("--rateest1"), CONDITION, DIRECTION_NONE, FORM_WORD},
     {TEXT("--rateest2"), CONDITION, DIRECTION_NONE, FORM_WORD},
     {TEXT("--object-pinned"), CONDITION, DIRECTION_NONE, FORM_WORD},
+    /* what other packets of the connection, or the clock, may change at any moment */
+    {TEXT("--ctstatus"), UNSTABLE, DIRECTION_NONE, FORM_WORD},
+    {TEXT("--ctexpire"), UNSTABLE, DIRECTION_NONE, FORM_WORD},
 };
 
 /* NULL: the word is no option of the table. --comment is one behind `-m comment` alone. */
@@ -687,42 +691,65 @@ static enum line_end cut_rule_line(struct text unread, enum dialect dialect,
 
 /* ---- a rule ---------------------------------------------------------------------- */
 
-static bool is_one_of(struct text word, const struct text *names, size_t count) {
-    for (size_t i = 0; i < count; i++) {
-        if (same_text(word, names[i]))
-            return true;
+/* Matches that look at nothing but the packet, its marks, and what is set up before it comes:
+ * as long as nobody rewrites it, they give one answer each time they are asked. (Others count,
+ * draw lots or look at the clock.) Some only load: what they match is said by their own
+ * options, or by -p alone. (`-m socket`, IPv6's `-m ah` and others are conditions even without
+ * an option.) */
+static const struct match_module {
+    struct text name;
+    bool only_loads;
+} stable_modules[] = {
+    {TEXT("tcp"), true},      {TEXT("udp"), true},       {TEXT("multiport"), true},
+    {TEXT("icmp"), true},     {TEXT("icmp6"), true},     {TEXT("sctp"), true},
+    {TEXT("dccp"), true},     {TEXT("udplite"), true},   {TEXT("esp"), true},
+    {TEXT("comment"), false}, {TEXT("conntrack"), false}, {TEXT("state"), false},
+    {TEXT("mark"), false},    {TEXT("addrtype"), false}, {TEXT("iprange"), false},
+    {TEXT("mac"), false},     {TEXT("pkttype"), false},  {TEXT("physdev"), false},
+    {TEXT("length"), false},  {TEXT("ttl"), false},      {TEXT("hl"), false},
+    {TEXT("tos"), false},     {TEXT("dscp"), false},     {TEXT("ecn"), false},
+    {TEXT("tcpmss"), false},  {TEXT("policy"), false},
+};
+
+/* NULL: it is none of them. */
+static const struct match_module *find_stable_module(struct text name) {
+    for (size_t i = 0; i < COUNT(stable_modules); i++) {
+        if (same_text(name, stable_modules[i].name))
+            return &stable_modules[i];
     }
-    return false;
+    return NULL;
 }
 
-/* Matches that only load: what they match is said by their own options, or by -p alone.
- * (`-m socket`, IPv6's `-m ah` and others are conditions even without an option.) */
-static bool only_loads(struct text match_module) {
-    static const struct text names[] = {
-        TEXT("tcp"),  TEXT("udp"),  TEXT("multiport"), TEXT("icmp"), TEXT("icmp6"),
-        TEXT("sctp"), TEXT("dccp"), TEXT("udplite"),   TEXT("esp"),
-    };
-    return is_one_of(match_module, names, COUNT(names));
-}
+/* Targets that leave the packet as it is. Behind those that end the traversal it does not
+ * come to the next rule of the chain. What is not listed lets it go on, perhaps as another one
+ * (MARK, CT, SYNPROXY, ...), and so may a user's chain, whence it may return. */
+static const struct known_target {
+    struct text name;
+    bool ends;
+} known_targets[] = {
+    {TEXT("RETURN"), true},     {TEXT("ACCEPT"), true}, {TEXT("DROP"), true},
+    {TEXT("REJECT"), true},     {TEXT("QUEUE"), true},  {TEXT("NFQUEUE"), true},
+    {TEXT("SNAT"), true},       {TEXT("DNAT"), true},   {TEXT("NETMAP"), true},
+    {TEXT("TPROXY"), true},     {TEXT("TARPIT"), true}, {TEXT("MASQUERADE"), true},
+    {TEXT("REDIRECT"), true},   {TEXT("LOG"), false},   {TEXT("NFLOG"), false},
+    {TEXT("ULOG"), false},      {TEXT("TRACE"), false}, {TEXT("AUDIT"), false},
+    {TEXT("IDLETIMER"), false}, {TEXT("LED"), false},   {TEXT("RATEEST"), false},
+};
 
-/* Targets after which a packet does not come to the next rule of the chain. A jump to a
- * user's chain may return, and what is not listed (LOG, MARK, CT, ...) continues. */
-static bool ends_traversal(struct text target) {
-    static const struct text names[] = {
-        TEXT("RETURN"),   TEXT("ACCEPT"),  TEXT("DROP"),       TEXT("REJECT"),
-        TEXT("QUEUE"),    TEXT("NFQUEUE"), TEXT("SNAT"),       TEXT("DNAT"),
-        TEXT("NETMAP"),   TEXT("TPROXY"),  TEXT("MASQUERADE"), TEXT("REDIRECT"),
-        TEXT("SYNPROXY"), TEXT("TARPIT"),
-    };
-    return is_one_of(target, names, COUNT(names));
+/* The index of a known target, COUNT(known_targets) if it is none. */
+static size_t find_target(struct text name) {
+    size_t i = 0;
+    while (i < COUNT(known_targets) && !same_text(name, known_targets[i].name))
+        i++;
+    return i;
 }
 
 /* The reading of one rule. Its text is rewritten in its own place: it closes the gaps
  * that comments and double blanks leave, so it never grows over what has not been read.
  */
 struct rule_reader {
+    const struct ruleset *rs;
     struct words words;
-    enum dialect dialect;
     struct rule *rule;
     char *comment;     /* where the next comment goes */
     char *start, *end; /* what is kept of the match, then of the target */
@@ -761,17 +788,23 @@ static bool take_value(struct rule *rule, const struct option *option,
     return before == DIRECTION_NONE || before == option->direction;
 }
 
-/* Whether the five labels can say an option of the table together with those before it.
- */
-static bool is_sayable(struct rule_reader *r, const struct option *option,
-                       struct text value) {
+/* Takes an option of the table with its value into the rule. False if the five labels cannot
+ * say it, alone or together with those before it. */
+static bool take_option(struct rule_reader *r, const struct option *option,
+                        struct text value) {
+    const struct match_module *module;
     switch (option->meaning) {
     case PROTOCOL:
     case ADDRESS:
     case PORT:
         return take_value(r->rule, option, (struct value){value, r->negated});
     case MATCH_MODULE:
-        return !r->negated && only_loads(value);
+        module = find_stable_module(value);
+        r->rule->stable = r->rule->stable && module;
+        return !r->negated && module && module->only_loads;
+    case UNSTABLE:
+        r->rule->stable = false;
+        return false;
     default:
         return false;
     }
@@ -829,6 +862,16 @@ static bool take_counters(struct words *w, struct rule *rule, enum counters *cou
     return true;
 }
 
+/* What becomes of the packet behind the target. -g leads to a user's chain, from which it does
+ * not come back to this one. */
+static void judge_target(struct rule_reader *r, struct text jump, struct text name) {
+    size_t known = find_target(name);
+    bool is_chain = known == COUNT(known_targets) || r->rs->shadowed >> known & 1;
+    r->rule->terminal =
+        text_is(jump, "-g") || (!is_chain && known_targets[known].ends);
+    r->rule->rewrites = !r->rule->terminal && is_chain;
+}
+
 /* From -j or -g to the end of the line. The target's own options match nothing. In a list the
  * counters stand before the target. If there are counters among its options too, one of both
  * is a part of a name, and nobody can tell which: the rule is refused. */
@@ -837,7 +880,7 @@ static void read_target(struct rule_reader *r, struct text jump) {
     struct text name = nothing;
     struct rule other;
     enum counters ignored;
-    bool in_list = r->dialect == DIALECT_LIST;
+    bool in_list = r->rs->wanted.dialect == DIALECT_LIST;
     r->rule->match = between(r->start, r->end);
     jump = keep_word(r, jump);
     while (next_word(&r->words, &word) == WORD) {
@@ -850,7 +893,7 @@ static void read_target(struct rule_reader *r, struct text jump) {
             name = word;
     }
     r->rule->target = between(jump.at, r->end);
-    r->rule->terminal = text_is(jump, "-g") || ends_traversal(name);
+    judge_target(r, jump, name);
 }
 
 /* A word of the match, and the value behind it if it is an option of the table. */
@@ -869,8 +912,8 @@ static void read_match(struct rule_reader *r, struct text word) {
     bool bang = text_is(word, "!");
     if (option)
         value = keep_word(r, value);
-    if (!bang)
-        r->says_all = r->says_all && option && is_sayable(r, option, value);
+    if (!bang && !(option && take_option(r, option, value)))
+        r->says_all = false;
     r->negated = bang;
 }
 
@@ -887,14 +930,14 @@ static void judge(struct rule_reader *r) {
 
 /* Reads the words of a rule, from `start` behind the chain's name to the end of its line.
  */
-static enum counters parse_rule(struct ruleset *rs, char *start, const char *end,
+static enum counters parse_rule(const struct ruleset *rs, char *start, const char *end,
                                 struct rule *rule) {
     bool in_list = rs->wanted.dialect == DIALECT_LIST;
     if (start < end)
         start++; /* the blank */
     struct rule_reader r = {
+        .rs = rs,
         .words = {.at = start, .end = end},
-        .dialect = rs->wanted.dialect,
         .rule = rule,
         .comment = rs->memory.comment,
         .start = start,
@@ -904,6 +947,7 @@ static enum counters parse_rule(struct ruleset *rs, char *start, const char *end
     };
     struct text word;
     bool has_target = false;
+    rule->stable = true;
     while (next_word(&r.words, &word) == WORD) {
         const struct option *option = r.words.option;
         if (option && option->meaning == TARGET) {
@@ -958,6 +1002,12 @@ static enum item fail(struct ruleset *rs, const char *what, struct text line) {
     return ITEM_ERROR;
 }
 
+/* What can only come once has come before. */
+static enum item fail_changed(struct ruleset *rs, struct text line) {
+    rs->changed = true;
+    return fail(rs, "the ruleset changed while it was read, or there are two of: ", line);
+}
+
 /* The index of a wanted chain. False if it is another one. */
 static bool find_chain(const struct ruleset *rs, struct text name, size_t *chain) {
     for (size_t i = 0; i < rs->wanted.nchains; i++) {
@@ -1000,7 +1050,7 @@ static enum item take_table(struct ruleset *rs, struct text line, struct rule *r
     if (!text_is(name, rs->wanted.table))
         return ITEM_MORE;
     if (rs->opened)
-        return fail(rs, "the table comes twice: ", line);
+        return fail_changed(rs, line);
     rs->opened = true;
     rs->place = INSIDE;
     return ITEM_MORE;
@@ -1026,7 +1076,7 @@ static enum item pass_over(struct ruleset *rs, struct text line, struct rule *ru
 /* A wanted chain begins. */
 static enum item open_chain(struct ruleset *rs, struct text line, size_t chain) {
     if (rs->found[chain])
-        return fail(rs, "chain not understood: ", line);
+        return fail_changed(rs, line);
     rs->found[chain] = true;
     rs->opened = true;
     return ITEM_MORE;
@@ -1058,12 +1108,20 @@ static bool parse_policy(struct text t, enum dialect dialect, struct rule *rule)
     return counters == COUNTERS_GOOD && text_is(between(p, end), form->behind);
 }
 
+/* A user's chain may have the name of a known target; -j means the chain then. */
+static void note_shadow(struct ruleset *rs, struct text name) {
+    size_t known = find_target(name);
+    if (known < COUNT(known_targets))
+        rs->shadowed |= 1u << known;
+}
+
 /* ":CHAIN POLICY [packets:bytes]"; the policy of a user's chain is "-". */
 static enum item take_saved_chain(struct ruleset *rs, struct text line,
                                   struct rule *rule) {
     struct text rest = between(line.at + 1, end_of(line));
     struct text name = between(rest.at, word_end(rest.at, end_of(rest), NULL));
     *rule = rule_of_nothing;
+    note_shadow(rs, name);
     if (!find_chain(rs, name, &rule->chain))
         return ITEM_MORE;
     if (!parse_policy(rest, DIALECT_SAVE, rule)) {

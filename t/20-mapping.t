@@ -363,7 +363,7 @@ for (
         '... with no rules of any kind') if $series;
 }
 for (
-    [0, 'a verdict ends the traversal', map {"-j $_"} qw(ACCEPT DROP RETURN QUEUE NFQUEUE SNAT DNAT MASQUERADE REDIRECT NETMAP TPROXY SYNPROXY TARPIT),
+    [0, 'a verdict ends the traversal', map {"-j $_"} qw(ACCEPT DROP RETURN QUEUE NFQUEUE SNAT DNAT MASQUERADE REDIRECT NETMAP TPROXY TARPIT),
         'REJECT --reject-with icmp-port-unreachable'],
     [0, 'a goto does as well', '-g elsewhere'],
     [1, 'no target lets the packet go on', ''],

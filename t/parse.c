@@ -462,8 +462,8 @@ static const struct {
     {"no counters", HEAD ":prometheus - [0:0]\n-A prometheus\nCOMMIT\n", "unexpected line: -A prometheus"},
     {"counters glued to the rule", HEAD ":prometheus - [0:0]\n[1:2]-A prometheus\nCOMMIT\n", "rule not understood: [1:2]-A prometheus"},
     {"a negative counter", HEAD ":prometheus - [0:0]\n[-1:2] -A prometheus\nCOMMIT\n", "rule not understood: [-1:2] -A prometheus"},
-    {"a chain twice", HEAD ":prometheus - [0:0]\n:prometheus - [0:0]\nCOMMIT\n", "chain not understood: :prometheus - [0:0]"},
-    {"a table twice", "*filter\n:prometheus - [0:0]\nCOMMIT\n*filter\nCOMMIT\n", "the table comes twice: *filter"},
+    {"a chain twice", HEAD ":prometheus - [0:0]\n:prometheus - [0:0]\nCOMMIT\n", "the ruleset changed while it was read, or there are two of: :prometheus - [0:0]"},
+    {"a table twice", "*filter\n:prometheus - [0:0]\nCOMMIT\n*filter\nCOMMIT\n", "the ruleset changed while it was read, or there are two of: *filter"},
     {"the tail of a raw name with a newline", HEAD ":prometheus - [0:0]\n[0:0] -A prometheus --match-set x\n[9:9] -A prometheus src\nCOMMIT\n",
      "rule~ 0:0 |--match-set x||| rule not understood: [9:9] -A prometheus src"},
     {"what counters look like in a list", HEAD ":prometheus - [0:0]\n[1:2] -A prometheus -i a -c 9 9 -j IDLETIMER --timeout 5 --label a -c 9 9\nCOMMIT\n",
@@ -479,7 +479,7 @@ static const struct {
      HEAD ":prometheus - [0:0]\n[0:0] -A x comment --comment \"\n[1:2] -A prometheus -p tcp\nCOMMIT\n", "seed~ 1:2 - none tcp - |-p tcp||| end"},
     {"another table behind", HEAD ":prometheus - [0:0]\n[1:2] -A prometheus -p tcp\nCOMMIT\n*nat\n:prometheus - [0:0]\n[3:4] -A prometheus\nCOMMIT\n",
      "seed~ 1:2 - none tcp - |-p tcp||| end"},
-    {"a table twice, another between", "*filter\n:prometheus - [0:0]\nCOMMIT\n*nat\nCOMMIT\n*filter\nCOMMIT\n", "the table comes twice: *filter"},
+    {"a table twice, another between", "*filter\n:prometheus - [0:0]\nCOMMIT\n*nat\nCOMMIT\n*filter\nCOMMIT\n", "the ruleset changed while it was read, or there are two of: *filter"},
     {"an empty line", HEAD ":prometheus - [0:0]\n\n[1:2] -A prometheus -p tcp\nCOMMIT\n", "seed~ 1:2 - none tcp - |-p tcp||| end"},
     {"neither of two chains: the first is named", "*filter\n:x - [0:0]\n[1:2] -A x -i a\"]b\nCOMMIT\n", "no chain prometheus"},
     {"a line of one byte", HEAD "x\nCOMMIT\n", "unexpected line: x"},
@@ -558,8 +558,8 @@ static const struct {
     {"two chains, the last first", "-N a\"]b\n-A a\"]b -p tcp -c 3 4\n-P prometheus DROP -c 1 2\n",
      "seed~ 3:4 - none tcp - |-p tcp||| policy 1:2 ||DROP|| end"},
     {"one of two chains", "-N a\"]b\n-A a\"]b -p tcp -c 3 4\n", "seed~ 3:4 - none tcp - |-p tcp||| no chain prometheus"},
-    {"a chain twice", NEW "-A prometheus -c 1 2\n" NEW, "rule~ 1:2 |||| chain not understood: -N prometheus"},
-    {"a chain of both sorts", NEW "-P prometheus DROP -c 1 2\n", "chain not understood: -P prometheus DROP -c 1 2"},
+    {"a chain twice", NEW "-A prometheus -c 1 2\n" NEW, "rule~ 1:2 |||| the ruleset changed while it was read, or there are two of: -N prometheus"},
+    {"a chain of both sorts", NEW "-P prometheus DROP -c 1 2\n", "the ruleset changed while it was read, or there are two of: -P prometheus DROP -c 1 2"},
     {"a policy without counters", "-P prometheus DROP\n", "chain not understood: -P prometheus DROP"},
     {"a policy with one", "-P prometheus DROP -c 1\n", "chain not understood: -P prometheus DROP -c 1"},
     {"a policy with three", "-P prometheus DROP -c 1 2 3\n", "chain not understood: -P prometheus DROP -c 1 2 3"},
@@ -630,7 +630,7 @@ static const char *const strings[] = {"--log-prefix", "--nflog-prefix", "--ulog-
 static const char *const loading[] = {"tcp", "udp", "udplite", "sctp", "dccp", "multiport", "icmp", "icmp6", "esp", NULL};
 static const char *const matching[] = {"socket", "ah", "dst", "eui64", "frag", "hbh", "ipv6header", "mh", "rt", "conntrack", "tcpmss", "set", "mult", NULL};
 static const char *const ending[] = {"ACCEPT", "DROP", "REJECT", "RETURN", "QUEUE", "NFQUEUE", "SNAT", "DNAT", "MASQUERADE", "REDIRECT",
-                                     "NETMAP", "TPROXY", "SYNPROXY", "TARPIT", NULL};
+                                     "NETMAP", "TPROXY", "TARPIT", NULL};
 static const char *const continuing[] = {"LOG", "NFLOG", "ULOG", "MARK", "CONNMARK", "CT", "NOTRACK", "TRACE", "TEE", "SET", "TCPMSS", "TOS",
                                          "DSCP", "TTL", "HL", "CLASSIFY", "AUDIT", "RATEEST", "IDLETIMER", "LED", "accept", "ACCEPTED", "QUE", "T", NULL};
 
@@ -709,6 +709,73 @@ static void test_longest_lines(void) {
     }
 }
 
+/* ---- what becomes of a packet behind a rule, and whether it matches the same each time ---- */
+
+static const struct {
+    const char *name, *words, *expected; /* of the last rule of the words: ends or goes on; as it was or rewritten; stable or not */
+} behaviours[] = {
+    {"no target", "-p tcp", "goes on, stable"},
+    {"a verdict", "-j RETURN", "ends, stable"},
+    {"a target that only looks", "-j LOG --log-prefix x", "goes on, stable"},
+    {"... NFLOG", "-j NFLOG", "goes on, stable"},
+    {"a target that rewrites", "-j MARK --set-xmark 0x1/0xffffffff", "goes on rewritten, stable"},
+    {"a target that nobody knows", "-j NEWEST", "goes on rewritten, stable"},
+    {"SYNPROXY lets go on what is no handshake", "-p tcp -j SYNPROXY", "goes on rewritten, stable"},
+    {"a user's chain may rewrite, and return", "-j other", "goes on rewritten, stable"},
+    {"who goes to one does not come back", "-g other", "ends, stable"},
+    {"a chain with the name of a verdict's extension", "-j TARPIT\n:LOG - [0:0]", "ends, stable"},
+    {"a user's chain called TARPIT", ":TARPIT - [0:0]\n[0:0] -A prometheus -j TARPIT", "goes on rewritten, stable"},
+    {"a user's chain called LOG", ":LOG - [0:0]\n[0:0] -A prometheus -j LOG", "goes on rewritten, stable"},
+    {"one called LOGGED is none called LOG", ":LOGGED - [0:0]\n[0:0] -A prometheus -j LOG", "goes on, stable"},
+    {"all base conditions are stable", "! -s 192.0.2.1/32 -d 192.0.2.2/32 -i a -o b -f -p tcp -j DROP", "ends, stable"},
+    {"a match that counts", "-m limit --limit 1/sec -j DROP", "ends, turns"},
+    {"a match that draws lots", "-p tcp -m statistic --mode random --probability 0.5 -j DROP", "ends, turns"},
+    {"... before one that does not", "-m statistic --mode random --probability 0.5 -m tcp -j DROP", "ends, turns"},
+    {"a match that nobody knows", "-m newest -j DROP", "ends, turns"},
+    {"a negated match that nobody knows", "! -m newest", "goes on, turns"},
+    {"a connection's state is the packet's", "-m conntrack --ctstate NEW -j DROP", "ends, stable"},
+    {"its status is the connection's", "-m conntrack --ctstatus SEEN_REPLY -j DROP", "ends, turns"},
+    {"so is its end", "-m conntrack --ctexpire 1:2 -j DROP", "ends, turns"},
+    {"a comment says nothing", "-m comment --comment limit -j DROP", "ends, stable"},
+    {"the value of another option is no match", "-i limit -j DROP", "ends, stable"},
+};
+
+static void test_behaviours(void) {
+    for (size_t i = 0; i < sizeof behaviours / sizeof *behaviours; i++) {
+        char output[1000], behaviour[100] = "";
+        bool shadows = behaviours[i].words[0] == ':';
+        int len = snprintf(output, sizeof output, HEAD ":prometheus - [0:0]\n%s%s\nCOMMIT\n", shadows ? "" : "[0:0] -A prometheus ",
+                           behaviours[i].words);
+        struct rule r;
+        size_t room;
+        enum item item;
+        ruleset_begin(&rs, (struct wanted){DIALECT_SAVE, "filter", chains, 1}, memory);
+        memcpy(ruleset_room(&rs, &room), output, (size_t)len);
+        ruleset_fed(&rs, (size_t)len);
+        while ((item = ruleset_next(&rs, &r)) == ITEM_RULE)
+            snprintf(behaviour, sizeof behaviour, "%s%s, %s", r.terminal ? "ends" : "goes on", r.rewrites ? " rewritten" : "",
+                     r.stable ? "stable" : "turns");
+        is(item == ITEM_MORE ? behaviour : rs.error, behaviours[i].expected, behaviours[i].name);
+    }
+    ruleset_begin(&rs, (struct wanted){DIALECT_SAVE, "filter", chains, 1}, memory);
+}
+
+static void test_changed(void) {
+    static const struct {
+        const char *name, *output;
+        bool changed;
+    } cases[] = {
+        {"a chain that comes twice is a sign of change", HEAD ":prometheus - [0:0]\n:prometheus - [0:0]\nCOMMIT\n", true},
+        {"a table that comes twice, too", HEAD ":prometheus - [0:0]\nCOMMIT\n" HEAD, true},
+        {"a line that is not understood is none", HEAD "what\n", false},
+        {"nor is a chain that is missing", HEAD "COMMIT\n", false},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        read_all(DIALECT_SAVE, 1, cases[i].output, strlen(cases[i].output), 4096);
+        ok(rs.changed == cases[i].changed, cases[i].name, rs.error, "");
+    }
+}
+
 int main(void) {
     for (size_t i = 0; i < sizeof requests / sizeof *requests; i++)
         test_request(requests[i].name, requests[i].request, strlen(requests[i].request), requests[i].expected);
@@ -730,6 +797,8 @@ int main(void) {
     test_words(ending, "%s ends the traversal", " -p tcp -j %s", "seed - none tcp - |-p tcp|-j %s||");
     test_words(continuing, "%s does not end it", " -p tcp -j %s", "seed~ - none tcp - |-p tcp|-j %s||");
     for (size_t i = 0; i < sizeof heads / sizeof *heads; i++) test_head(heads[i].name, heads[i].output, heads[i].expected);
+    test_behaviours();
+    test_changed();
     test_longest_lines();
     for (size_t i = 0; i < sizeof lists / sizeof *lists; i++)
         test_output(DIALECT_LIST, lists[i].name, lists[i].output, lists[i].expected);
