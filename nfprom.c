@@ -876,6 +876,8 @@ struct fact {
     enum pair pair;
     uint64_t copy; /* 1: the first rule with this match; 2, 3, ...: a duplicate of it */
     bool harmless; /* no character of its texts means anything in any format */
+    bool unreachable; /* no packet comes to it: a rule before has ended the traversal */
+    bool closes; /* what it matches comes to no rule behind it, unless it is rewritten */
     struct rule rule;
 };
 
@@ -890,6 +892,7 @@ enum tally_kind {
 struct tally {
     unsigned long kinds[TALLY_KINDS]; /* of rules */
     unsigned long nonterminal;        /* exported rules that let the packet go on */
+    unsigned long unreachable;        /* rules of any kind */
     unsigned long policies;
 };
 
@@ -915,6 +918,8 @@ struct facts {
     size_t nslots, used_slots;
     size_t counts[PAIRS];
     struct tally tallies[CHAINS_MAX];
+    bool closed[CHAINS_MAX];      /* by a rule that ends the traversal for all packets */
+    size_t rewritten[CHAINS_MAX]; /* the record of the last rule that may have done it */
 };
 
 /* A record begins with its size, of four bytes. Behind it are numbers, each in as many bytes
@@ -934,6 +939,8 @@ enum {
     BIT_EXPRESSIBLE = 2,
     BIT_HAS_COMMENT = 4,
     BIT_HARMLESS = 8,
+    BIT_UNREACHABLE = 16,
+    BIT_CLOSES = 32,
 
     LABELS_DIRECTION = 3, /* two bits: enum direction */
     LABELS_NOT_ADDRESS = 4,
@@ -1036,6 +1043,10 @@ static unsigned bits_of(const struct fact *fact) {
         bits |= BIT_HAS_COMMENT;
     if (fact->harmless)
         bits |= BIT_HARMLESS;
+    if (fact->unreachable)
+        bits |= BIT_UNREACHABLE;
+    if (fact->closes)
+        bits |= BIT_CLOSES;
     return bits;
 }
 
@@ -1082,6 +1093,8 @@ static void read_record(const struct facts *facts, size_t offset, struct fact *f
     rule->expressible = bits & BIT_EXPRESSIBLE;
     rule->has_comment = bits & BIT_HAS_COMMENT;
     fact->harmless = bits & BIT_HARMLESS;
+    fact->unreachable = bits & BIT_UNREACHABLE;
+    fact->closes = bits & BIT_CLOSES;
     rule->packets = read_number(&at);
     rule->bytes = read_number(&at);
     fact->copy = read_number(&at);
@@ -1271,6 +1284,8 @@ static void forget_facts(struct facts *facts) {
     facts->target_offset = facts->target_len = 0;
     memset(facts->counts, 0, sizeof facts->counts);
     memset(facts->tallies, 0, sizeof facts->tallies);
+    memset(facts->closed, 0, sizeof facts->closed);
+    memset(facts->rewritten, 0, sizeof facts->rewritten);
 }
 
 /* Where `part` stands when the whole match has been made visible at visible_match. It is
@@ -1340,12 +1355,32 @@ static void tally_rule(struct tally *tally, const struct fact *fact) {
     tally->kinds[kind]++;
     if (kind == EXPORTED && !fact->rule.terminal)
         tally->nonterminal++;
+    if (fact->unreachable)
+        tally->unreachable++;
+}
+
+/* Finds out whether a packet can come to the rule. `record` is that of the last rule with the
+ * same labels, if there is one (else FREE). In other words the same labels may match other
+ * packets (fragments have no ports): so the texts must be the same, too. What stands in them
+ * must be what was printed: the name \xe9 and the byte 0xe9 are shown the same. */
+static void look_back(struct facts *facts, struct fact *fact, size_t record,
+                      const struct fact *before, bool match_is_harmless) {
+    const struct rule *rule = &fact->rule;
+    bool is_behind = record > facts->rewritten[rule->chain] && before->closes &&
+                     same_text(before->rule.match, rule->match);
+    fact->unreachable = is_behind || facts->closed[rule->chain];
+    fact->closes = is_behind || (rule->terminal && rule->stable && match_is_harmless);
+    if (rule->terminal && rule->match.len == 0)
+        facts->closed[rule->chain] = true;
+    if (rule->rewrites)
+        facts->rewritten[rule->chain] = facts->records.len;
 }
 
 /* A rule goes to the seed's pair if its five labels express it and it is the first to
  * match that, else to the verbatim pair. */
-static bool keep_rule(struct facts *facts, struct fact *fact) {
+static bool keep_rule(struct facts *facts, struct fact *fact, bool match_is_harmless) {
     struct rule *rule = &fact->rule;
+    struct fact before = {.closes = false};
     if (!reserve_slot(facts) || !keep_target(facts, rule))
         return false;
     uint32_t hash = hash_match(rule);
@@ -1353,10 +1388,10 @@ static bool keep_rule(struct facts *facts, struct fact *fact) {
     if (slot->record == FREE) {
         facts->used_slots++;
     } else {
-        struct fact before;
         read_record(facts, slot->record, &before);
         fact->copy = before.copy + 1;
     }
+    look_back(facts, fact, slot->record, &before, match_is_harmless);
     bool expressed = rule->expressible && fact->copy == 1;
     fact->pair = expressed ? PAIR_SEED : PAIR_VERBATIM;
     *slot = (struct slot){hash, (uint32_t)facts->records.len};
@@ -1374,12 +1409,15 @@ static bool keep_policy(struct facts *facts, struct fact *fact) {
  * or no room for so much. */
 static bool keep(struct facts *facts, enum item item, const struct rule *rule) {
     struct fact fact = {.copy = 1, .rule = *rule};
-    fact.harmless = is_harmless(rule->match) && is_harmless(rule->target);
+    bool match_is_harmless = is_harmless(rule->match);
+    fact.harmless = match_is_harmless && is_harmless(rule->target);
     if (!is_harmless(rule->comment) || !is_harmless(rule->policy))
         fact.harmless = false;
     if (!fact.harmless && !show_rule(&facts->visible, &fact.rule))
         return false;
-    return item == ITEM_POLICY ? keep_policy(facts, &fact) : keep_rule(facts, &fact);
+    if (item == ITEM_POLICY)
+        return keep_policy(facts, &fact);
+    return keep_rule(facts, &fact, match_is_harmless);
 }
 
 /* ---- one run of iptables --------------------------------------------------------- */
@@ -2159,6 +2197,10 @@ static void put_nonterminal(struct sink *sink, const struct sample *sample) {
     put_number(sink, sample->family->facts.tallies[sample->chain].nonterminal);
 }
 
+static void put_unreachable(struct sink *sink, const struct sample *sample) {
+    put_number(sink, sample->family->facts.tallies[sample->chain].unreachable);
+}
+
 static void put_success(struct sink *sink, const struct sample *sample) {
     put_string(sink, sample->family->success ? "1" : "0");
 }
@@ -2195,6 +2237,8 @@ static const struct metric {
      "Rules: exported by their labels, other, and duplicates of either."},
     {"nonterminal_rules", GAUGE, OF_CHAIN, put_nonterminal,
      "Exported rules after which another may count the packet again."},
+    {"unreachable_rules", GAUGE, OF_CHAIN, put_unreachable,
+     "Rules behind one that ends the traversal and matches everything, or the same."},
     {"build_info", GAUGE, OF_PROGRAM, put_one, "The nfprom that answers."},
     {"scrape_success", GAUGE, OF_FAMILY, put_success,
      "Whether the family was read to its end."},

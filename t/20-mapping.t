@@ -380,6 +380,46 @@ for (
     }
 }
 
+# ---- rules that no packet reaches
+
+# The number of them, and whose turn it is: each rule is written with a "!" behind it if it is unreachable.
+for (
+    ['the same match behind a verdict', '-p tcp -j RETURN', '-p tcp -j DROP!'],
+    ['... whatever its own target', '-i eth0 -j DROP', '-i eth0 -j LOG!', '-i eth0!'],
+    ['a jump between may rewrite', '-p tcp -j RETURN', '-p udp -j A', '-p tcp -j RETURN', '-p tcp!'],
+    ['... nothing between rewrites', '-p tcp -j RETURN', '-p udp -j LOG', '-p udp', '-p icmp -j DROP', '-p tcp!', '-p tcp -j RETURN!'],
+    ['a packet that goes on comes to the same match again', '-p tcp -j LOG', '-p tcp -j DROP', '-p tcp -j ACCEPT!'],
+    ['... a jump may return', '-p tcp -j A', '-p tcp -j DROP'],
+    ['... a goto does not', '-p tcp -g A', '-p tcp -j DROP!'],
+    ['what comes back rewritten may match', '-m mark --mark 0x1 -j RETURN', '-j MARK --set-xmark 0x1/0xffffffff', '-m mark --mark 0x1 -j DROP', '-m mark --mark 0x1!'],
+    ['all behind a verdict for everything', '-j RETURN', '-p tcp!', '-m limit --limit 1/sec!', '-j MARK --set-xmark 0x1/0xffffffff!', '-j DROP!'],
+    ['... a comment is no condition', '-m comment --comment all -j RETURN', '-p tcp!'],
+    ['... nothing behind what lets everything go on', '-j LOG', '-p tcp', ''],
+    ['the same words that turn out otherwise', '-m limit --limit 1/sec -j RETURN', '-m limit --limit 1/sec -j RETURN'],
+    ['... in a match of two', '-p tcp -m statistic --mode nth --every 2 --packet 0 -j DROP', '-p tcp -m statistic --mode nth --every 2 --packet 0 -j DROP'],
+    ['the same labels in other words match fragments too', '-p udp -m udp -j RETURN', '-p udp -j RETURN'],
+    ['a port among others is not the same', '-p tcp -m tcp --dport 1:9 -j RETURN', '-p tcp -m tcp --dport 5 -j RETURN'],
+    ['two names that are shown the same', "-i x\xe9 -j RETURN", '-i x\xe9 -j RETURN', "-i x\xe9 -j RETURN"],
+    ['a comment that has to be escaped is no matter', '-p tcp -m comment --comment "<a>" -j RETURN', '-p tcp -m comment --comment "\"" -j RETURN!'],
+) {
+    my ($promise, @rules) = @$_;
+    my $expected = grep {/!\z/} @rules;
+    fake(out => filter_table(map {s/!\z//r} @rules));
+    my $series = exposition("unreachable rules: $promise") or next;
+    is(value($series, 'nfprom_unreachable_rules', l2proto => 'ipv4'), $expected, "unreachable rules: $promise");
+    my @shown = map { /unreachable/ ? 1 : 0 } serve(get('/status'))->{body} =~ m{<th scope=row>(.*?)<td}sg;
+    is("@shown", join(' ', map { /!\z/ ? 1 : 0 } @rules), "... the page marks just these: $promise");
+}
+{
+    fake(out => save({ chains => [':INPUT ACCEPT [1:1]', ':TARPIT - [0:0]', ':prometheus - [0:0]'] },
+        map {"[1:1] -A prometheus $_"} '-p tcp -j TARPIT', '-p tcp -j RETURN', '-p tcp'));
+    my ($error, @series) = parse_metrics(print_mode()->{out});
+    is(value(\@series, 'nfprom_unreachable_rules'), 1, 'unreachable rules: a chain of the user that is called TARPIT may return');
+    fake(out => save({ chains => [':a - [0:0]', ':b - [0:0]'] }, '[1:1] -A a -p tcp -j RETURN', '[1:1] -A b -p tcp -j RETURN', '[1:1] -A a -j DROP', '[1:1] -A b -p tcp'));
+    ($error, @series) = parse_metrics(print_mode(qw(-chain a -chain b))->{out});
+    is(join(' ', map { value(\@series, 'nfprom_unreachable_rules', chain => $_) } qw(a b)), '0 1', '... each chain is closed by its own rules');
+}
+
 # ---- numbers
 
 for my $n ('0', '1', '9007199254740993', '9223372036854775807', '9223372036854775808', '18446744073709551615') {
