@@ -2432,13 +2432,13 @@ static const char page_style[] =
     "body{font:1rem/1.45 system-ui,sans-serif;max-width:80rem;margin:0 auto;padding:1rem;overflow-wrap:anywhere}\n"
     "h1{font-size:1.4rem;margin:0}\n"
     "table{border-collapse:collapse;width:100%;overflow-wrap:normal;font-variant-numeric:tabular-nums}\n"
-    "caption{text-align:left;padding-bottom:.5rem}\n"
+    "caption{text-align:left;font-weight:bold;padding:1rem 0 .5rem}\n"
     "th,td{text-align:left;vertical-align:baseline;padding:.25rem .5rem;border-bottom:1px solid var(--line)}\n"
     "thead th{position:sticky;top:0;background:Canvas;box-shadow:0 1px var(--line)}\n"
     "th[scope=row]{font-weight:normal}\n"
     "tbody th{overflow-wrap:anywhere}\n"
-    "th[scope=rowgroup]{padding-top:1rem}\n"
     "code{display:block;font-size:.85em;opacity:.85}\n"
+    "small{display:block}\n"
     "i{display:block;height:.5rem;background:var(--bar)}\n";
 
 /* On a narrow screen a row is a block of its own: each cell says in words what it is. */
@@ -2449,9 +2449,9 @@ static const char page_style_narrow[] =
     "td[class]{text-align:left;white-space:normal;overflow-wrap:anywhere}\n"
     "td::before{opacity:.7}\n";
 
-static const char page_caption[] =
-    "<caption>What the rules have counted since they were made or set back. 1 KiB is 1,024 bytes, "
-    "1 MiB 1,024 KiB and so on; the share is that of all bytes in the table.</caption>\n";
+static const char page_units[] =
+    "<p>What the rules have counted since they were made or set back. 1 KiB is 1,024 bytes, "
+    "1 MiB 1,024 KiB and so on; a share is that of all bytes in the totals below it.\n";
 /* clang-format on */
 
 #define NONE_SIGN "\u2013" /* in a cell where a rule has nothing to say */
@@ -2518,11 +2518,41 @@ static void put_html(struct sink *sink, struct text t) {
     }
 }
 
+/* A sum of counters of 64 bits, which may be larger than any of them: high * 2^64 + low. */
+struct sum {
+    uint64_t high, low;
+};
+
+static void add_up(struct sum *sum, uint64_t n) {
+    sum->low += n;
+    if (sum->low < n)
+        sum->high++;
+}
+
+static double size_of(const struct sum *sum) {
+    return (double)sum->high * 0x1p64 + (double)sum->low;
+}
+
+/* Divides by ten, and returns the rest: the last digit. As by hand, in digits of 32 bits. */
+static unsigned cut_last_digit(struct sum *n) {
+    uint64_t parts[] = {n->high >> 32, (uint32_t)n->high, n->low >> 32, (uint32_t)n->low};
+    uint64_t rest = 0;
+    for (size_t i = 0; i < COUNT(parts); i++) {
+        uint64_t part = rest << 32 | parts[i];
+        parts[i] = part / 10;
+        rest = part % 10;
+    }
+    n->high = parts[0] << 32 | parts[1];
+    n->low = parts[2] << 32 | parts[3];
+    return (unsigned)rest;
+}
+
 /* A row of the table: a rule, a policy or a total. */
 struct row {
     const struct fact *fact; /* not of a total */
-    uint64_t packets, bytes;
-    double all; /* bytes of all rows */
+    bool goes_on;            /* what it has counted may be counted again, and has no share */
+    struct sum packets, bytes;
+    double all; /* bytes of all rows that have a share */
 };
 
 /* The same text as put_rule() writes, or a policy. */
@@ -2540,6 +2570,10 @@ static void put_rule_cell(struct sink *sink, const struct row *row) {
     if (rule->policy.len + rule->match.len + rule->target.len == 0)
         put_string(sink, "*");
     put_string(sink, "</code>");
+    if (row->fact->unreachable)
+        put_string(sink, "<small>unreachable</small>");
+    if (row->goes_on)
+        put_string(sink, "<small>goes on</small>");
 }
 
 static void put_value_cell(struct sink *sink, struct value value) {
@@ -2575,21 +2609,24 @@ static void put_direction_cell(struct sink *sink, const struct row *row) {
 
 /* With a comma before each three digits. */
 static void put_packets_cell(struct sink *sink, const struct row *row) {
-    char digits[DIGITS_MAX];
+    char digits[2 * DIGITS_MAX + 2 * DIGITS_MAX / 3];
     char *end = digits + sizeof digits;
-    for (const char *p = digits_of(end, row->packets); p < end; p++) {
-        put(sink, p, 1);
-        size_t left = (size_t)(end - p) - 1;
-        if (left > 0 && left % 3 == 0)
-            put_string(sink, ",");
+    char *start = end;
+    struct sum left = row->packets;
+    for (int n = 0; n == 0 || left.high > 0 || left.low > 0; n++) {
+        if (n > 0 && n % 3 == 0)
+            *--start = ',';
+        *--start = (char)('0' + cut_last_digit(&left));
     }
+    put(sink, start, (size_t)(end - start));
 }
 
 static void put_bytes_cell(struct sink *sink, const struct row *row) {
-    static const char *const units[] = {"B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"};
-    double size = (double)row->bytes;
+    static const char *const units[] = {"B",   "KiB", "MiB", "GiB", "TiB",
+                                        "PiB", "EiB", "ZiB", "YiB"};
+    double size = size_of(&row->bytes);
     size_t unit = 0;
-    while (size >= 1023.95) { /* what would be shown as 1024.0 */
+    while (size >= 1023.95 && unit + 1 < COUNT(units)) { /* it would be shown as 1024.0 */
         size /= 1024;
         unit++;
     }
@@ -2598,7 +2635,11 @@ static void put_bytes_cell(struct sink *sink, const struct row *row) {
 }
 
 static void put_share_cell(struct sink *sink, const struct row *row) {
-    double share = row->all > 0 ? 100 * (double)row->bytes / row->all : 0;
+    if (row->goes_on) {
+        put_string(sink, NONE_SIGN);
+        return;
+    }
+    double share = row->all > 0 ? 100 * size_of(&row->bytes) / row->all : 0;
     put_format(sink, "%.1f %%<i style=\"width:%.1f%%\"></i>", share, share);
 }
 
@@ -2649,27 +2690,16 @@ static void put_page_head(struct sink *sink) {
     put_string(sink, "}\n</style>\n<h1>nfprom</h1>\n");
 }
 
-static void put_table_head(struct sink *sink) {
-    put_string(sink, "<table>");
-    put_string(sink, page_caption);
-    put_string(sink, "<thead><tr>");
+static void put_table_head(struct sink *sink, const struct report *report,
+                           const struct family *family, size_t chain) {
+    put_format(sink, "<table><caption>%s, chain ", family->kind->name);
+    put_html(sink, report->config->labels[chain]);
+    put_string(sink, "</caption>\n<thead><tr>");
     for (size_t i = 0; i < COUNT(columns); i++) {
         put_format(sink, "<th scope=col class=%s>%s", columns[i].name,
                    columns[i].heading);
     }
-    put_string(sink, "</thead>\n");
-}
-
-static void put_group_head(struct sink *sink) {
-    put_format(sink, "<tr><th colspan=%zu scope=rowgroup>", COUNT(columns));
-}
-
-static void put_row(struct sink *sink, const struct fact *fact, double all) {
-    struct row row = {fact, fact->rule.packets, fact->rule.bytes, all};
-    put_string(sink, "\n<tr><th scope=row>");
-    columns[0].put(sink, &row);
-    for (size_t i = 1; i < COUNT(columns); i++)
-        put_cell(sink, &columns[i], &row);
+    put_string(sink, "</thead>\n<tbody>");
 }
 
 static unsigned long count_rules(const struct tally *tally) {
@@ -2684,49 +2714,77 @@ static bool has_rows(const struct family *family, size_t chain) {
     return count_rules(tally) + tally->policies > 0;
 }
 
-/* The rows of a chain. All facts are walked for each chain: those of one need not stand
- * together, since iptables-save prints the policies of all chains first. */
-static void put_group(struct sink *sink, const struct report *report,
-                      const struct family *family, size_t chain, double all) {
-    struct fact fact;
-    struct walk walk = begin_walk(&family->facts);
-    if (!has_rows(family, chain))
-        return;
-    put_string(sink, "\n<tbody>");
-    put_group_head(sink);
-    put_format(sink, "%s, chain ", family->kind->name);
-    put_html(sink, report->config->labels[chain]);
-    while (next_fact(&walk, &fact)) {
-        if (fact.rule.chain == chain)
-            put_row(sink, &fact, all);
-    }
-}
-
-/* What all rows of the page come to. */
+/* What the rows of a chain come to. */
 struct totals {
     struct total {
-        uint64_t packets, bytes;     /* no more than 2^64 - 1 */
+        struct sum packets, bytes;
     } directions[DIRECTION_OUT + 1]; /* of rules with a direction, and of all others */
-    double all_bytes;
-    unsigned long rows, nonterminal;
+    struct sum bytes;
+    unsigned long added, left_out; /* rows */
 };
 
-static uint64_t add_up(uint64_t a, uint64_t b) {
-    return a > UINT64_MAX - b ? UINT64_MAX : a + b;
+/* Whether what a rule has counted may be counted again in the same chain: by the next rule, or
+ * by the policy, to which a packet comes that leaves a built-in chain without a verdict. */
+static bool goes_on(const struct fact *fact, const struct tally *tally) {
+    static const struct text to_policy[] = {TEXT("-j RETURN"), TEXT("-g ")};
+    struct text target = fact->rule.target;
+    if (fact->pair == PAIR_POLICY)
+        return false;
+    if (!fact->rule.terminal)
+        return true;
+    for (size_t i = 0; i < COUNT(to_policy) && tally->policies > 0; i++) {
+        size_t len = to_policy[i].len;
+        if (target.len >= len && memcmp(target.at, to_policy[i].at, len) == 0)
+            return true;
+    }
+    return false;
 }
 
-static void add_facts(struct totals *totals, const struct facts *facts) {
+/* The facts of a chain. All are walked: those of one chain need not stand together, since
+ * iptables-save prints the policies of all chains first. */
+static bool next_of_chain(struct walk *walk, size_t chain, struct fact *fact) {
+    while (next_fact(walk, fact)) {
+        if (fact->rule.chain == chain)
+            return true;
+    }
+    return false;
+}
+
+static struct totals total_of(const struct facts *facts, size_t chain) {
+    struct totals totals = {.added = 0};
     struct fact fact;
     struct walk walk = begin_walk(facts);
-    while (next_fact(&walk, &fact)) {
-        const struct rule *rule = &fact.rule;
-        struct total *total = &totals->directions[rule->direction];
-        total->packets = add_up(total->packets, rule->packets);
-        total->bytes = add_up(total->bytes, rule->bytes);
-        totals->all_bytes += (double)rule->bytes;
-        totals->rows++;
-        if (rule->expressible && !rule->terminal)
-            totals->nonterminal++;
+    while (next_of_chain(&walk, chain, &fact)) {
+        if (goes_on(&fact, &facts->tallies[chain])) {
+            totals.left_out++;
+            continue;
+        }
+        struct total *total = &totals.directions[fact.rule.direction];
+        add_up(&total->packets, fact.rule.packets);
+        add_up(&total->bytes, fact.rule.bytes);
+        add_up(&totals.bytes, fact.rule.bytes);
+        totals.added++;
+    }
+    return totals;
+}
+
+static void put_row(struct sink *sink, const struct row *row) {
+    put_string(sink, "\n<tr><th scope=row>");
+    columns[0].put(sink, row);
+    for (size_t i = 1; i < COUNT(columns); i++)
+        put_cell(sink, &columns[i], row);
+}
+
+static void put_rows(struct sink *sink, const struct facts *facts, size_t chain,
+                     double all) {
+    struct fact fact;
+    struct walk walk = begin_walk(facts);
+    while (next_of_chain(&walk, chain, &fact)) {
+        put_row(sink, &(struct row){.fact = &fact,
+                                    .goes_on = goes_on(&fact, &facts->tallies[chain]),
+                                    .packets = {0, fact.rule.packets},
+                                    .bytes = {0, fact.rule.bytes},
+                                    .all = all});
     }
 }
 
@@ -2742,12 +2800,13 @@ static void put_totals(struct sink *sink, const struct totals *totals) {
         if (!columns[i].has_total)
             without_total++;
     }
-    put_string(sink, "\n<tfoot>");
-    put_group_head(sink);
-    put_string(sink, "Totals");
+    put_format(sink, "\n<tfoot><tr><th colspan=%zu scope=rowgroup>Totals",
+               COUNT(columns));
     for (size_t i = 0; i < COUNT(rows); i++) {
         const struct total *total = &totals->directions[rows[i].direction];
-        struct row row = {NULL, total->packets, total->bytes, totals->all_bytes};
+        struct row row = {.packets = total->packets,
+                          .bytes = total->bytes,
+                          .all = size_of(&totals->bytes)};
         put_format(sink, "\n<tr><th scope=row colspan=%zu>%s", without_total,
                    rows[i].name);
         for (size_t c = 0; c < COUNT(columns); c++) {
@@ -2757,19 +2816,22 @@ static void put_totals(struct sink *sink, const struct totals *totals) {
     }
 }
 
+/* A table for each chain: what one has counted, another may have counted before, so nothing is
+ * added up over several. */
 static void put_table(struct sink *sink, const struct report *report,
-                      const struct totals *totals) {
-    put_table_head(sink);
-    for (size_t f = 0; f < FAMILIES; f++) {
-        const struct family *family = &report->families[f];
-        if (!family->success)
-            continue;
-        for (size_t chain = 0; chain < report->config->nchains; chain++) {
-            put_group(sink, report, family, chain, totals->all_bytes);
-        }
-    }
-    put_totals(sink, totals);
+                      const struct family *family, size_t chain) {
+    struct totals totals = total_of(&family->facts, chain);
+    put_table_head(sink, report, family, chain);
+    put_rows(sink, &family->facts, chain, size_of(&totals.bytes));
+    if (totals.added > 0)
+        put_totals(sink, &totals);
     put_string(sink, "\n</table>\n");
+    if (totals.left_out == 0)
+        return;
+    put_format(sink,
+               "<p>After %lu of these rules a packet goes on, and may be counted again: "
+               "they have no share and are in no total.\n",
+               totals.left_out);
 }
 
 /* The sentences over the table about a family that was read. */
@@ -2807,27 +2869,25 @@ static void put_failure_words(struct sink *sink, const struct family *family) {
 }
 
 static void put_page(struct sink *sink, const struct report *report) {
-    struct totals totals = {.rows = 0};
     put_page_head(sink);
     for (size_t f = 0; f < FAMILIES; f++) {
         const struct family *family = &report->families[f];
-        if (!family->enabled)
-            continue;
         if (family->success) {
-            add_facts(&totals, &family->facts);
             put_success_words(sink, report, family);
-        } else {
+        } else if (family->enabled) {
             put_failure_words(sink, family);
         }
     }
-    if (totals.rows > 0)
-        put_table(sink, report, &totals);
-    if (totals.nonterminal > 0) {
-        put_format(
-            sink,
-            "<p>After %lu of these rules a packet goes on to the next one: a total may "
-            "count it more than once.\n",
-            totals.nonterminal);
+    bool is_first = true;
+    for (size_t i = 0; i < FAMILIES * report->config->nchains; i++) {
+        const struct family *family = &report->families[i / report->config->nchains];
+        size_t chain = i % report->config->nchains;
+        if (!family->success || !has_rows(family, chain))
+            continue;
+        if (is_first)
+            put_string(sink, page_units);
+        is_first = false;
+        put_table(sink, report, family, chain);
     }
 }
 
