@@ -45,6 +45,7 @@
 #include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -894,6 +895,7 @@ struct tally {
     unsigned long nonterminal;        /* exported rules that let the packet go on */
     unsigned long unreachable;        /* rules of any kind */
     unsigned long policies;
+    unsigned long idle_policies; /* that have counted nothing */
 };
 
 enum {
@@ -1345,6 +1347,13 @@ static bool keep_target(struct facts *facts, struct rule *rule) {
     return true;
 }
 
+static unsigned long count_rules(const struct tally *tally) {
+    unsigned long rules = 0;
+    for (enum tally_kind kind = 0; kind < TALLY_KINDS; kind++)
+        rules += tally->kinds[kind];
+    return rules;
+}
+
 static void tally_rule(struct tally *tally, const struct fact *fact) {
     enum tally_kind kind = OTHER;
     if (fact->copy > 1) {
@@ -1400,8 +1409,11 @@ static bool keep_rule(struct facts *facts, struct fact *fact, bool match_is_harm
 }
 
 static bool keep_policy(struct facts *facts, struct fact *fact) {
+    struct tally *tally = &facts->tallies[fact->rule.chain];
     fact->pair = PAIR_POLICY;
-    facts->tallies[fact->rule.chain].policies++;
+    tally->policies++;
+    if (fact->rule.packets == 0 && fact->rule.bytes == 0)
+        tally->idle_policies++;
     return append_record(facts, fact);
 }
 
@@ -1626,9 +1638,10 @@ static const struct family_kind {
     struct text label;   /* the value of l2proto */
     const char *name;    /* for people */
     const char *command; /* that changes and lists its rules */
+    const char *legacy_tables; /* the kernel's list of them, where it has any */
 } family_kinds[FAMILIES] = {
-    [IPV4] = {TEXT("ipv4"), "IPv4", "iptables"},
-    [IPV6] = {TEXT("ipv6"), "IPv6", "ip6tables"},
+    [IPV4] = {TEXT("ipv4"), "IPv4", "iptables", "/proc/net/ip_tables_names"},
+    [IPV6] = {TEXT("ipv6"), "IPv6", "ip6tables", "/proc/net/ip6_tables_names"},
 };
 
 /* What is known of a family after its read. */
@@ -1689,12 +1702,12 @@ static void put_word(struct sink *sink, struct text word) {
 }
 
 /* What prints the counters. With -w iptables waits for the lock of the legacy tables.
- * (iptables-save takes no lock: read_family does.) The last command takes the place of the
+ * (iptables-save takes no lock: read_safely does.) The last command takes the place of the
  * shell. */
 static void put_command(struct sink *sink, const struct config *config,
-                        const struct family_kind *kind) {
+                        const struct family_kind *kind, enum dialect dialect) {
     const char *sudo = may_read() ? "" : "sudo -n ";
-    if (!config->list) {
+    if (dialect == DIALECT_SAVE) {
         put_format(sink, "exec %s%s%s-save -c -t %s", sudo, kind->command,
                    config->variant, config->table);
         return;
@@ -1716,6 +1729,7 @@ static void put_command(struct sink *sink, const struct config *config,
 struct failure {
     const struct config *config;
     const struct family_kind *kind;
+    const struct facts *facts;
     const struct run *run;
     const struct ruleset *rs;
     const char *command;
@@ -1733,8 +1747,45 @@ static bool lacks_chain(const struct failure *failure) {
            says(failure, "is incompatible");
 }
 
+/* Whether iptables shows a built-in chain as it shows one that the kernel has not got: without
+ * a rule, and the policy has counted nothing. */
+static bool shows_nothing(const struct failure *failure) {
+    for (size_t i = 0; i < failure->config->nchains; i++) {
+        const struct tally *tally = &failure->facts->tallies[i];
+        if (tally->idle_policies > 0 && count_rules(tally) == 0)
+            return true;
+    }
+    return false;
+}
+
 static bool went_through_sudo(const struct failure *failure) {
     return strncmp(failure->command, "sudo", strlen("sudo")) == 0;
+}
+
+/* iptables-nft warns of legacy tables, unless it may not read which there are. */
+static bool hides_legacy(const struct failure *failure) {
+    if (says(failure, "legacy tables present"))
+        return true;
+    if (!failure->rs->nft || went_through_sudo(failure))
+        return false;
+    int fd = open(failure->kind->legacy_tables, O_RDONLY | O_CLOEXEC);
+    bool denied = fd < 0 && errno != ENOENT;
+    if (fd >= 0)
+        close(fd);
+    return denied;
+}
+
+static bool shows_nothing_beside_legacy(const struct failure *failure) {
+    return shows_nothing(failure) && hides_legacy(failure);
+}
+
+/* "# Table `filter' contains incompatible base-chains, use 'nft' tool to list them." */
+static bool shows_nothing_beside_native(const struct failure *failure) {
+    return shows_nothing(failure) && strstr(failure->rs->remark, "base-chains");
+}
+
+static bool lacks_memory(const struct failure *failure) {
+    return says(failure, "emory") || says(failure, "No buffer space");
 }
 
 static bool lacks_lock(const struct failure *failure) {
@@ -1752,6 +1803,15 @@ static bool lacks_command(const struct failure *failure) {
         NOT_FOUND = 127
     };
     return failure->run->status == NOT_FOUND;
+}
+
+/* Whether the command may not be run here, or says that it does not print this table, so that
+ * another one has to do. */
+static bool is_refused(const struct failure *failure) {
+    bool sudo_refuses = went_through_sudo(failure) && says(failure, "sudo:");
+    bool does_not_print = strstr(failure->rs->remark, "is incompatible");
+    return sudo_refuses || does_not_print || lacks_command(failure) || lacks_lock(failure) ||
+           lacks_permission(failure);
 }
 
 /* "iptables-legacy -t TABLE" and so on. */
@@ -1795,6 +1855,28 @@ static void put_no_details(struct sink *to, const struct failure *failure) {
     (void)failure;
 }
 
+/* The limits of memory under which the command was run, if there are any. */
+static void put_limits(struct sink *to) {
+    static const struct {
+        int resource;
+        const char *name;
+    } limits[] = {
+        {RLIMIT_DATA, "data (ulimit -d, LimitDATA=, rlimit_data)"},
+        {RLIMIT_AS, "address space (ulimit -v, LimitAS=, rlimit_as)"},
+    };
+    for (size_t i = 0; i < COUNT(limits); i++) {
+        struct rlimit limit;
+        if (getrlimit(limits[i].resource, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY)
+            put_format(to, "; there is a limit of %llu KiB for %s",
+                       (unsigned long long)limit.rlim_cur / 1024, limits[i].name);
+    }
+}
+
+static void put_memory_limits(struct sink *to, const struct failure *failure) {
+    (void)failure;
+    put_limits(to);
+}
+
 /* What to do. The first that fits is given; went_through_sudo fits whatever sudo ran, so what
  * is more precise stands before it. */
 static const struct advice {
@@ -1803,6 +1885,14 @@ static const struct advice {
     void (*put_details)(struct sink *to, const struct failure *failure);
 } advices[] = {
     {lacks_chain, "; make the chain with `", put_chain_commands},
+    {shows_nothing_beside_legacy,
+     "; there are legacy tables: if the chain is in one of them, use -variant legacy",
+     put_no_details},
+    {shows_nothing_beside_native,
+     "; native base chains of nft are in its place, which iptables does not list (README, "
+     "What it cannot see)",
+     put_no_details},
+    {lacks_memory, "; it needs more memory", put_memory_limits},
     {went_through_sudo,
      "; nfprom has no CAP_NET_ADMIN: give it that capability, ambient (systemd: "
      "AmbientCapabilities=CAP_NET_ADMIN; README, Others: setpriv), or a line in sudoers "
@@ -1869,24 +1959,47 @@ static void explain(struct family *family, const struct failure *failure) {
 
 /* ---- reading a family */
 
-/* One run from start to end. True: success, the family holds what was read. What can wait is
- * done after the start, while the command gets going: the wait is for it anyway, and a memory
- * page that is written before the fork has to be copied by the kernel after it. */
-static bool run_once(const struct config *config, struct family *family,
-                     struct ruleset *rs, usec deadline) {
+/* What came of a run. */
+enum reading {
+    READ_WHOLE,    /* the family holds what was read */
+    READ_UNSTEADY, /* it may be understood the next time */
+    READ_REFUSED,  /* the command may not be run, or is not there */
+    READ_FAILED
+};
+
+static enum reading judge_run(struct failure *failure, struct run *run, bool whole) {
+    if (!whole || run->status != 0) {
+        if (failure->rs->changed)
+            return READ_UNSTEADY;
+        return is_refused(failure) ? READ_REFUSED : READ_FAILED;
+    }
+    bool is_elsewhere =
+        shows_nothing_beside_legacy(failure) || shows_nothing_beside_native(failure);
+    if (!is_elsewhere)
+        return READ_WHOLE;
+    snprintf(run->trouble, sizeof run->trouble,
+             "a built-in chain without a rule has counted nothing, as one that is not there");
+    return READ_UNSTEADY; /* (while rules are loaded, the remark about base chains comes for
+                             no reason) */
+}
+
+/* One run from start to end. What can wait is done after the start, while the command gets
+ * going: the wait is for it anyway, and a memory page that is written before the fork has to
+ * be copied by the kernel after it. */
+static enum reading run_once(const struct config *config, struct family *family,
+                             struct ruleset *rs, enum dialect dialect, usec deadline) {
     static char command[COMMAND_MAX];
     static char lines[RULE_LINE_MAX + READ_SIZE];
     static char comment[RULE_LINE_MAX];
     struct sink sink = begin_text(command, sizeof command);
     struct run run;
-    put_command(&sink, config, family->kind);
+    put_command(&sink, config, family->kind, dialect);
     end_text(&sink);
     bool started = start_run(&run, command);
     if (!started) {
         snprintf(family->reason, sizeof family->reason, "cannot start a process: %s",
                  strerror(errno));
     }
-    enum dialect dialect = config->list ? DIALECT_LIST : DIALECT_SAVE;
     struct wanted wanted = {dialect, config->table, config->chains, config->nchains};
     struct ruleset_memory memory = {RULE_LINE_MAX, READ_SIZE, lines, comment};
     ruleset_begin(rs, wanted, memory);
@@ -1899,21 +2012,25 @@ static bool run_once(const struct config *config, struct family *family,
         whole = read_run(&run, rs, &family->facts, deadline);
     end_run(&run);
     drop_index(&family->facts);
-    if (whole && run.status == 0)
-        return true;
     family->timed_out = run.timed_out;
+    if (!started)
+        return READ_FAILED;
     /* put_command() may begin with it. */
     bool is_exec = strncmp(command, "exec ", strlen("exec ")) == 0;
     struct failure failure = {config,
                               family->kind,
+                              &family->facts,
                               &run,
                               rs,
                               command + (is_exec ? strlen("exec ") : 0),
                               whole_lines(&run)};
-    if (started)
+    enum reading reading = judge_run(&failure, &run, whole);
+    if (reading != READ_WHOLE)
         explain(family, &failure);
-    return false;
+    return reading;
 }
+
+/* ---- under the lock of the legacy tables */
 
 /* The lock that changers of the legacy tables hold. */
 struct lock {
@@ -1922,52 +2039,145 @@ struct lock {
     bool held;
 };
 
-static struct lock try_lock(bool wanted) {
+static void try_lock(struct lock *lock) {
+    lock->held = lock->fd >= 0 && flock(lock->fd, LOCK_SH | LOCK_NB) == 0;
+}
+
+/* iptables -S takes the lock itself. */
+static struct lock open_lock(const struct config *config, enum dialect dialect) {
     const char *file = getenv("XTABLES_LOCKFILE");
     struct lock lock = {.file = file && *file ? file : "/run/xtables.lock", .fd = -1};
-    if (!wanted)
+    bool is_nft = strcmp(config->variant, "-nft") == 0;
+    if (dialect == DIALECT_LIST || is_nft)
         return lock;
     lock.fd =
         open(lock.file, O_RDONLY | O_CREAT | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0600);
-    lock.held = lock.fd >= 0 && flock(lock.fd, LOCK_SH | LOCK_NB) == 0;
     return lock;
 }
 
 /* flock(2) knows no timeout. */
 static void wait_for_lock(struct lock *lock, usec deadline) {
+    try_lock(lock);
     while (!lock->held && now() < deadline) {
-        lock->held = flock(lock->fd, LOCK_SH | LOCK_NB) == 0;
-        if (!lock->held)
-            poll(NULL, 0, 2);
+        poll(NULL, 0, 2);
+        try_lock(lock);
     }
 }
 
-/* Reads a family. The legacy backend replaces its whole table at each change, and for a
- * moment all counters are 0: such a read counts only if it was done under the lock that
- * the changers hold. nft has no such moment, and which backend it was is known from its
- * output; so a lock that somebody else holds is waited for only if it matters. Where the
- * lock cannot be opened the read is done without. With -list, iptables itself sees to all
- * of that. */
-static void read_family(const struct config *config, struct family *family,
-                        usec deadline) {
-    static struct ruleset rs;
-    usec started = now();
-    struct lock lock = try_lock(!config->list);
-    family->success = run_once(config, family, &rs, deadline);
-    bool legacy = rs.opened && !rs.nft;
-    bool unsafe = lock.fd >= 0 && !lock.held && legacy;
-    if (unsafe && !family->timed_out) {
+static void close_lock(const struct lock *lock) {
+    if (lock->fd >= 0)
+        close(lock->fd);
+}
+
+/* The legacy backend replaces its whole table at each change, and for a moment all counters
+ * are 0: such a read counts only if it was done under the lock that the changers hold. nft has
+ * no such moment, and which backend it was is known from its output; so, unless -variant says
+ * that it is legacy, a lock that somebody else holds is waited for only if it matters. Where
+ * the lock cannot be opened the read is done without. */
+static enum reading read_safely(const struct config *config, struct family *family,
+                                struct ruleset *rs, enum dialect dialect, usec deadline) {
+    struct lock lock = open_lock(config, dialect);
+    bool is_legacy = strcmp(config->variant, "-legacy") == 0;
+    enum reading reading = READ_FAILED;
+    try_lock(&lock);
+    bool is_safe = lock.held || lock.fd < 0;
+    if (is_safe || !is_legacy) {
+        reading = run_once(config, family, rs, dialect, deadline);
+        is_legacy = rs->opened && !rs->nft;
+    }
+    if (!is_safe && is_legacy && !family->timed_out) {
         wait_for_lock(&lock, deadline);
-        family->success = lock.held && run_once(config, family, &rs, deadline);
-        if (!lock.held) {
+        if (lock.held) {
+            reading = run_once(config, family, rs, dialect, deadline);
+        } else {
+            reading = READ_FAILED;
             snprintf(
                 family->reason, sizeof family->reason,
                 "another process holds the lock of the legacy tables, %s, all the time",
                 lock.file);
         }
     }
-    if (lock.fd >= 0)
-        close(lock.fd);
+    close_lock(&lock);
+    return reading;
+}
+
+/* ---- until it is believed */
+
+/* A bit for each chain that has no rule. */
+static uint64_t find_empty_chains(const struct config *config, const struct facts *facts) {
+    uint64_t empty = 0;
+    for (size_t i = 0; i < config->nchains; i++) {
+        if (count_rules(&facts->tallies[i]) == 0)
+            empty |= (uint64_t)1 << i;
+    }
+    return empty;
+}
+
+/* Says in front of the reason why that command was run at all, and behind it which limits there
+ * are. */
+static void add_doubt(struct family *family) {
+    static char reason[REASON_MAX];
+    struct sink text = begin_text(reason, sizeof reason);
+    put_string(&text, "a chain was printed without a rule, which iptables also does when it "
+                      "lacks memory; it was not confirmed: ");
+    put_string(&text, family->reason);
+    put_limits(&text);
+    end_text(&text);
+    memcpy(family->reason, reason, sizeof family->reason);
+}
+
+static bool has_limits(void) {
+    struct sink text = counting_sink();
+    put_limits(&text);
+    return written_to(&text) > 0;
+}
+
+/* Reads until what was read can be believed. iptables was seen to lose all rules of a chain, with
+ * status 0: in a race with a change, and for lack of memory. So a chain without any rule is
+ * believed when the read before has shown the same, by the other command if it may be run. The
+ * facts are those of the last read. */
+static bool read_believed(const struct config *config, struct family *family,
+                          usec deadline) {
+    static struct ruleset rs;
+    enum {
+        READS_MAX = 3,
+        A_MOMENT = 10 /* ms */
+    };
+    enum dialect usual = config->list ? DIALECT_LIST : DIALECT_SAVE;
+    enum dialect other = config->list ? DIALECT_SAVE : DIALECT_LIST;
+    enum dialect dialect = usual;
+    uint64_t seen_empty = 0; /* in the read before */
+    int reads = 0;
+    while (reads < READS_MAX) {
+        enum reading reading = read_safely(config, family, &rs, dialect, deadline);
+        if (reading == READ_WHOLE) {
+            uint64_t empty = find_empty_chains(config, &family->facts);
+            if ((empty & ~seen_empty) == 0)
+                return true;
+            seen_empty = empty;
+            dialect = dialect == usual ? other : usual;
+        } else if (reading == READ_REFUSED && dialect != usual && !has_limits()) {
+            other = dialect = usual;
+            continue; /* it was no read */
+        } else if (reading != READ_UNSTEADY) {
+            if (seen_empty != 0)
+                add_doubt(family);
+            return false;
+        }
+        reads++;
+        if (reading == READ_WHOLE)
+            snprintf(family->reason, sizeof family->reason,
+                     "the ruleset changes while it is read: chains that had no rule in one "
+                     "of %d reads had some in another", reads);
+        poll(NULL, 0, A_MOMENT);
+    }
+    return false;
+}
+
+static void read_family(const struct config *config, struct family *family,
+                        usec deadline) {
+    usec started = now();
+    family->success = read_believed(config, family, deadline);
     if (!family->success)
         forget_facts(&family->facts);
     family->duration = now() - started;
@@ -2700,13 +2910,6 @@ static void put_table_head(struct sink *sink, const struct report *report,
                    columns[i].heading);
     }
     put_string(sink, "</thead>\n<tbody>");
-}
-
-static unsigned long count_rules(const struct tally *tally) {
-    unsigned long rules = 0;
-    for (enum tally_kind kind = 0; kind < TALLY_KINDS; kind++)
-        rules += tally->kinds[kind];
-    return rules;
 }
 
 static bool has_rows(const struct family *family, size_t chain) {

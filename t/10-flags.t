@@ -18,7 +18,7 @@ sub plain_commands { return grep { !/^sudo / } commands() }
 # A test: with these flags, exactly these commands are run.
 sub runs {
     my ($promise, $flags, @expected) = @_;
-    fake(out => save({ table => $flags =~ /table[= ](\w+)/ ? $1 : 'filter' }));
+    fake(out => save({ table => $flags =~ /table[= ](\w+)/ ? $1 : 'filter' }, '[1:1] -A prometheus -p tcp'));
     fake6(out => slurp("$DIR/iptables.out"));
     my $r = print_mode(split / /, $flags);
     is("$r->{exit}|" . join("\n", plain_commands()), '0|' . join("\n", @expected), "$promise: $flags");

@@ -1,0 +1,161 @@
+#!/usr/bin/perl
+
+# What is not believed at the first reading. iptables was seen to lose all rules of a chain with status 0, to print a chain twice,
+# and to show built-in chains that are not there. Here a fake does each of that on demand; t/68 meets them with the real one.
+
+use strict;
+use warnings;
+use FindBin;
+use lib "$FindBin::Bin/lib";
+use Test::More;
+use NF;
+
+# ---- a fake that says something else each time
+
+# What the commands print, one after the other; the last again and again. Each is a text, or {out, err, status, hang}.
+sub answers_in_turn {
+    my (%says) = @_;
+    fake(list => 'whatever the chain', run => <<"SHELL");
+kind=save; [ "\$chain" = '' ] || kind=list
+echo >>'$DIR/turn/'\$kind
+n=\$(wc -l <'$DIR/turn/'\$kind); [ \$n -le \$(cat '$DIR/turn/'\$kind.last) ] || n=\$(cat '$DIR/turn/'\$kind.last)
+f='$DIR/turn/'\$kind.\$n
+cat \$f.err >&2; cat \$f.out; [ ! -e \$f.hang ] || sleep 86400
+exit \$(cat \$f.status)
+SHELL
+    system 'rm', '-rf', "$DIR/turn";
+    mkdir "$DIR/turn";
+    chmod 0777, "$DIR/turn";
+    for my $kind (qw(save list)) {
+        my @turns = @{ $says{$kind} || [{ err => "the command $kind should not be run\n", status => 99 }] };
+        spew("$DIR/turn/$kind.last", scalar @turns);
+        for my $n (1 .. @turns) {
+            my $turn = ref $turns[$n - 1] ? $turns[$n - 1] : { out => $turns[$n - 1] };
+            spew("$DIR/turn/$kind.$n.$_", $turn->{$_} // '') for qw(out err);
+            spew("$DIR/turn/$kind.$n.status", $turn->{status} // 0);
+            spew("$DIR/turn/$kind.$n.hang", '') if $turn->{hang};
+        }
+    }
+}
+
+# What was run, as in "save list save".
+sub turns { return join ' ', map { /-save / ? 'save' : / -S / ? 'list' : () } grep { !/^sudo / } commands() }
+
+my @CHAINS = (':INPUT ACCEPT [11:1100]', ':prometheus - [0:0]');
+my $EMPTY  = save({ chains => \@CHAINS });
+my $RULE   = save({ chains => \@CHAINS }, '[7:70] -A prometheus -p tcp');
+my $TWICE  = save({ chains => [@CHAINS, $CHAINS[1]] }, '[7:70] -A prometheus -p tcp');
+my %LIST   = (EMPTY => "-N prometheus\n", RULE => "-N prometheus\n-A prometheus -p tcp -c 7 70\n", TWICE => "-N prometheus\n-A prometheus -p tcp -c 7 70\n-N prometheus\n");
+
+# A test: a scrape ends like this, and it took these commands. Expected is a number of packets ('none': a success without any
+# series of rules), or a pattern of the reason.
+sub ends {
+    my ($promise, $says, $expected, $turns, %o) = @_;
+    answers_in_turn(%$says);
+    my $r = serve(get('/metrics'), flags => ['-timeout', '40s', @{ $o{flags} || [] }], limit => 100, map { $_ => $o{$_} } grep { exists $o{$_} } qw(wrap program));
+    if (ref $expected) {
+        answers($r, $o{status} || 503, $promise, body => $expected);
+    } else {
+        answers($r, 200, $promise);
+        my @packets = map { $_->{value} } map { series($r->{series} || [], $_) } qw(nfprom_packets_total nfprom_rule_packets_total);
+        is(@packets ? "@packets" : 'none', $expected, "... $promise: these packets");
+        is(join(' ', map { $_->{value} } series($r->{series} || [], 'nfprom_scrape_success')), '1', "... $promise: a success");
+    }
+    is(turns(), $turns, "... $promise: these commands");
+    none_left("... $promise: no process is left");
+}
+
+# ---- a chain without a rule
+
+ends('a chain with a rule is believed',             { save => [$RULE] },                                    7,      'save');
+ends('... with -list',                              { list => [$LIST{RULE}] },                              7,      'list',           flags => ['-list']);
+ends('one without is when both commands say so',    { save => [$EMPTY], list => [$LIST{EMPTY}] },           'none', 'save list');
+ends('... with -list',                              { save => [$EMPTY], list => [$LIST{EMPTY}] },           'none', 'list save',      flags => ['-list']);
+ends('the other command finds the rules',           { save => [$EMPTY], list => [$LIST{RULE}] },            7,      'save list');
+ends('... with -list',                              { save => [$RULE], list => [$LIST{EMPTY}] },            7,      'list save',      flags => ['-list']);
+ends('the other command sees the change first',     { save => [$EMPTY], list => [$LIST{TWICE}, $LIST{RULE}] }, 7,   'save list list');
+ends('the other command fails',                     { save => [$EMPTY], list => [{ status => 4, err => "iptables: what now?\n" }] },
+    qr/^ipv4: a chain was printed without a rule.*not confirmed: `(?:sudo -n )?iptables -w .*status 4; it said: iptables: what now\?/m, 'save list');
+ends('the other command does not find the chain',   { save => [$EMPTY], list => [{ status => 1, err => "iptables: No chain/target/match by that name.\n" }] },
+    qr/^ipv4: a chain was printed without a rule.*no chain prometheus/m, 'save list');
+ends('the other command hangs',                     { save => [$EMPTY], list => [{ hang => 1 }] }, qr/^ipv4: a chain was printed without a rule.*did not end in time/m,
+    'save list', flags => [qw(-timeout 2s)], status => 504);
+
+my ($A, $B, $AB) = map { my $rules = $_; save({ chains => [':a - [0:0]', ':b - [0:0]'] }, map {"[7:70] -A $_ -p tcp"} split //, $rules) } qw(a b ab);
+my @two = (flags => [qw(-chain a -chain b)]);
+ends('one of two chains is empty, in both words',   { save => [$A], list => [map {"-N $_\n" . ($_ eq 'a' ? "-A a -p tcp -c 7 70\n" : '')} qw(a b)] }, 7, 'save list list', @two);
+ends('in each read another one: in the third none', { save => [$A, $AB], list => [map {"-N $_\n" . ($_ eq 'b' ? "-A b -p tcp -c 7 70\n" : '')} qw(a b)] }, '7 7', 'save list list save', @two);
+ends('... in the third the first again',            { save => [$A], list => [map {"-N $_\n" . ($_ eq 'b' ? "-A b -p tcp -c 7 70\n" : '')} qw(a b)] },
+    qr/^ipv4: the ruleset changes while it is read/m, 'save list list save', @two);
+
+# ---- where the other command may not be run
+
+for (
+    ['is not there',               { status => 127, err => "sh: 1: iptables: not found\n" }],
+    ['may not read',               { status => 4,   err => "iptables v1.8.9 (nf_tables): Could not fetch rule set generation id: Permission denied (you must be root)\n" }],
+    ['cannot get at its lock',     { status => 4,   err => "Fatal: can't open lock file /run/xtables.lock: Permission denied\n" }],
+) {
+    my ($what, $refusal) = @$_;
+    ends("the other command $what: the same once more", { save => [$EMPTY], list => [$refusal] }, 'none', 'save list save');
+    ends('... finds a rule',                            { save => [$EMPTY, $RULE], list => [$refusal] }, 7, 'save list save');
+    ends('... with -list, which finds one',             { list => [$LIST{EMPTY}, $LIST{RULE}], save => [$refusal] }, 7, 'list save list', flags => ['-list']);
+    ends("the usual command $what: that is a failure",  { save => [$refusal], list => [$LIST{RULE}] }, qr/^ipv4: `/m, 'save');
+}
+ends('with -list, a table that iptables-save refuses', { list => [$LIST{EMPTY}], save => ["# Table `filter' is incompatible, use 'nft' tool.\n"] }, 'none', 'list save list', flags => ['-list']);
+
+SKIP: {
+    need_root(8);
+    NF::_install('sudo', '#!/bin/sh', 'case "$*" in *-save*) while [ "$1" = -n ]; do shift; done; exec "$@";; esac', "echo 'sudo: a password is required' >&2", 'exit 1', '');
+    ends('sudo allows one command alone: the same once more', { save => [$EMPTY] }, 'none', 'save save', unprivileged());
+    ends('... finds a rule', { save => [$EMPTY, $RULE] }, 7, 'save save', unprivileged());
+    fake_sudo();
+}
+
+# ---- for lack of memory
+
+SKIP: {
+    skip('the address sanitizer needs terabytes', 12) if slurp($NFPROM) =~ /__asan_init/;
+    my @little = (wrap => [shell_limit('-d 900000')]);
+    ends('under a limit, both commands say the same', { save => [$EMPTY], list => [$LIST{EMPTY}] }, 'none', 'save list', @little);
+    ends('under a limit, the other command runs out of memory', { save => [$EMPTY], list => [{ status => 4, err => "iptables v1.8.9 (nf_tables): Memory allocation problem\n" }] },
+        qr/^ipv4: a chain was printed without a rule.*a limit of 900000 KiB for data \(ulimit -d/m, 'save list', @little);
+    ends('under a limit, the other command may not be run', { save => [$EMPTY], list => [{ status => 127 }] }, qr/^ipv4: a chain was printed without a rule.*a limit of 900000 KiB for data/m,
+        'save list', @little);
+    ends('under a limit, memory is missing at once', { save => [{ status => 1, err => "iptables: Memory allocation problem.\n" }] }, qr/^ipv4: `.*it needs more memory; there is a limit of 900000 KiB/m, 'save', @little);
+}
+
+# ---- a ruleset that changes
+
+ends('a chain that comes twice is read again',  { save => [$TWICE, $RULE] }, 7, 'save save');
+ends('... and once more',                       { save => [$TWICE, $TWICE, $RULE] }, 7, 'save save save');
+ends('... but not for ever',                    { save => [$TWICE] }, qr/^ipv4: `(?:sudo -n )?iptables-save -c -t filter` gave no counters: the ruleset changed while it was read/m, 'save save save');
+ends('... with -list',                          { list => [$LIST{TWICE}, $LIST{RULE}] }, 7, 'list list', flags => ['-list']);
+ends('what is not understood is no change',     { save => [$RULE =~ s/\[7:70\]/7:70/r, $RULE] }, qr/^ipv4: `.*unexpected line/m, 'save');
+
+# ---- a built-in chain that is not there
+
+my $WARNING = "# Warning: iptables-legacy tables present, use iptables-legacy-save to see them\n";
+my $REMARK  = "# Table `filter' contains incompatible base-chains, use 'nft' tool to list them.\n";
+my ($IDLE, $USED, $RULED) = map { save({ chains => [":INPUT ACCEPT [$_->[0]]"] }, map {"[0:0] -A INPUT $_"} @{$_}[1 .. $#$_]) } ['0:0'], ['5:50'], ['0:0', '-p tcp'];
+my %INPUT   = (IDLE => "-P INPUT ACCEPT -c 0 0\n", USED => "-P INPUT ACCEPT -c 5 50\n");
+my @input   = (flags => [qw(-chain INPUT -variant nft)]);
+ends('a built-in chain with nothing in it, beside legacy tables, is not there', { save => [{ out => $IDLE, err => $WARNING }] },
+    qr/^ipv4: `.*without a rule has counted nothing.*use -variant legacy/m, 'save save save', @input);
+ends('... with -list', { list => [{ out => $INPUT{IDLE}, err => $WARNING }] }, qr/^ipv4: `.*without a rule has counted nothing.*use -variant legacy/m, 'list list list', flags => [qw(-list -chain INPUT)]);
+ends('... one that has counted is',     { save => [{ out => $USED, err => $WARNING }], list => [{ out => $INPUT{USED}, err => $WARNING }] }, 'none', 'save list', @input);
+ends('... one that has a rule is',      { save => [{ out => $RULED, err => $WARNING }] }, 0, 'save', @input);
+ends("... a user's chain is",           { save => [{ out => $EMPTY, err => $WARNING }], list => [{ out => $LIST{EMPTY}, err => $WARNING }] }, 'none', 'save list');
+ends('one beside native base chains is not there', { save => ["$REMARK$IDLE"] }, qr/^ipv4: `.*without a rule has counted nothing.*native base chains/m, 'save save save', @input);
+ends('... but the remark comes in races, too', { save => ["$REMARK$IDLE", "$REMARK$IDLE", $RULED] }, 0, 'save save save', @input);
+
+# ---- of two families, each by itself
+
+{
+    answers_in_turn(save => [$RULE]);
+    fake6(out => $TWICE);
+    answers(my $r = serve(get('/metrics'), flags => ['-ipv6'], limit => 100), 200, 'one family is steady, the other is not', stderr => qr/\Anfprom: ipv6: [^\n]*changed while it was read[^\n]*\n\z/);
+    is(join(' ', map { value($r->{series} || [], 'nfprom_scrape_success', l2proto => $_) } qw(ipv4 ipv6)), '1 0', '... and that is said of each');
+    is(join(' ', map { value($r->{series} || [], 'nfprom_packets_total', l2proto => $_) } qw(ipv4 ipv6)), '7 0 series', '... with the counters of one');
+}
+
+done_testing;
