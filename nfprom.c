@@ -2032,34 +2032,46 @@ static enum reading run_once(const struct config *config, struct family *family,
 
 /* ---- under the lock of the legacy tables */
 
-/* The lock that changers of the legacy tables hold. */
+/* The lock that changers of the legacy tables hold. So that many nfproms do not starve them,
+ * only one at a time tries to get it: the others stand in line at the lock of their own
+ * program's file. */
 struct lock {
     const char *file;
-    int fd; /* -1: it cannot be opened (it belongs to root), or is not wanted */
-    bool held;
+    int fd, line; /* -1: it cannot be opened (it belongs to root), or is not wanted */
+    bool is_first, held;
 };
 
 static void try_lock(struct lock *lock) {
-    lock->held = lock->fd >= 0 && flock(lock->fd, LOCK_SH | LOCK_NB) == 0;
+    if (!lock->is_first && lock->line >= 0)
+        lock->is_first = flock(lock->line, LOCK_EX | LOCK_NB) == 0;
+    if (lock->is_first || lock->line < 0)
+        lock->held = lock->fd >= 0 && flock(lock->fd, LOCK_EX | LOCK_NB) == 0;
 }
 
 /* iptables -S takes the lock itself. */
 static struct lock open_lock(const struct config *config, enum dialect dialect) {
     const char *file = getenv("XTABLES_LOCKFILE");
-    struct lock lock = {.file = file && *file ? file : "/run/xtables.lock", .fd = -1};
+    struct lock lock = {
+        .file = file && *file ? file : "/run/xtables.lock", .fd = -1, .line = -1};
     bool is_nft = strcmp(config->variant, "-nft") == 0;
     if (dialect == DIALECT_LIST || is_nft)
         return lock;
     lock.fd =
         open(lock.file, O_RDONLY | O_CREAT | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0600);
+    if (lock.fd >= 0)
+        lock.line = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
     return lock;
 }
 
-/* flock(2) knows no timeout. */
+/* flock(2) knows no timeout. The line is left after a quarter of the time: anybody may hold up
+ * what stands at a file that anybody may open. */
 static void wait_for_lock(struct lock *lock, usec deadline) {
+    usec in_line_until = now() + (deadline - now()) / 4;
     try_lock(lock);
     while (!lock->held && now() < deadline) {
         poll(NULL, 0, 2);
+        if (now() >= in_line_until)
+            lock->is_first = true;
         try_lock(lock);
     }
 }
@@ -2067,6 +2079,8 @@ static void wait_for_lock(struct lock *lock, usec deadline) {
 static void close_lock(const struct lock *lock) {
     if (lock->fd >= 0)
         close(lock->fd);
+    if (lock->line >= 0)
+        close(lock->line);
 }
 
 /* The legacy backend replaces its whole table at each change, and for a moment all counters

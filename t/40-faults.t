@@ -386,17 +386,32 @@ for my $out ($legacy, $named) {
     is(value($r->{series} || [], 'nfprom_packets_total'), 7, '... with its numbers');
 }
 {
-    # the fake looks whether a writer could come in while it reads
-    fake(out => $legacy, run => "flock -xn '$LOCK' true && echo free >>'$DIR/lock-was' || echo held >>'$DIR/lock-was'\ncat \$OUT");
+    # the fake looks whether anybody else could come in while it reads
+    fake(out => $legacy, run => "flock -sn '$LOCK' true && echo free >>'$DIR/lock-was' || echo held >>'$DIR/lock-was'\ncat \$OUT");
     spew("$DIR/lock-was", '');
     chmod 0666, "$DIR/lock-was";
     answers(serve(get('/metrics')), 200, 'legacy: the table is read');
-    like(slurp("$DIR/lock-was"), qr/held\n\z/, '... under the lock');
+    like(slurp("$DIR/lock-was"), qr/held\n\z/, '... under the lock, which nobody shares: readers that overlap would leave no gap for a change');
     ok(do { open my $f, '+<', $LOCK or die; flock $f, LOCK_EX | LOCK_NB }, '... which is given up afterwards');
     open my $reader, '<', $LOCK or die;
     flock $reader, LOCK_SH;
-    answers(serve(get('/metrics')), 200, '... and shared with other readers');
+    answers(serve(get('/metrics'), flags => ['-timeout', '1s'], limit => 40), 503, '... nor is the lock of another reader shared', body => qr/^ipv4: .*\Q$LOCK\E/m);
     close $reader;
+
+    # With -variant legacy nothing is read before the lock is there.
+    my $writer = lock_it();
+    fake(out => $legacy);
+    answers(serve(get('/metrics'), flags => [qw(-variant legacy -timeout 1s)], limit => 40), 503, '-variant legacy: the lock comes first', body => qr/^ipv4: .*\Q$LOCK\E/m);
+    is(join(' ', commands()), '', '... and no command was run');
+    answers(serve(get('/metrics'), flags => [qw(-list -timeout 50s)], limit => 40), 200, 'with -list iptables sees to the lock itself');
+    close $writer;
+
+    # Others stand in line at the program's own file, of which anybody can make a long line.
+    open my $program, '<', $NFPROM or die;
+    flock $program, LOCK_EX;
+    fake(out => $legacy);
+    answers(serve(get('/metrics'), flags => [qw(-timeout 4s)], limit => 40), 200, 'who holds up the line of nfproms does not make them fail');
+    close $program;
 
     fake(out => $GOOD);
     my $held = lock_it();
