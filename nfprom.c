@@ -1443,6 +1443,7 @@ struct run {
     long long total; /* bytes read of what it prints */
     bool timed_out;
     int status; /* as a shell counts: 128 + the signal */
+    long peak;  /* resident memory in KiB, the most of any of its processes */
     size_t said_len;
     bool said_cut;             /* its beginning is lost */
     char said[SAID_MAX + 1];   /* the end of what it complains of */
@@ -1528,15 +1529,17 @@ static bool start_run(struct run *run, const char *command) {
  * have its number. If all output was read, the leader has ended before, since it holds the
  * pipes: its status is safe. A status that cannot be known is no success. */
 static void end_run(struct run *run) {
-    int status = CANNOT_RUN << 8; /* as waitpid gives it for _exit(CANNOT_RUN) */
+    int status = CANNOT_RUN << 8; /* as wait4 gives it for _exit(CANNOT_RUN) */
+    struct rusage usage = {.ru_maxrss = 0};
     if (run->collector > 0) {
         kill(-run->collector, SIGKILL);
         pid_t reaped = -1;
         do {
-            reaped = waitpid(run->collector, &status, 0);
+            reaped = wait4(run->collector, &status, 0, &usage);
         } while (reaped < 0 && errno == EINTR);
     }
     run->status = status_of(status);
+    run->peak = usage.ru_maxrss;
     close(run->out);
     close(run->err);
     while (run->said_len > 0 && run->said[run->said_len - 1] == '\n')
@@ -1784,8 +1787,36 @@ static bool shows_nothing_beside_native(const struct failure *failure) {
     return shows_nothing(failure) && strstr(failure->rs->remark, "base-chains");
 }
 
+/* What limits the memory of a command. Of the address space much is not resident. */
+static const struct memory_limit {
+    int resource;
+    unsigned safe_share; /* who takes less than this part of it has met no limit */
+    const char *name;
+} memory_limits[] = {
+    {RLIMIT_DATA, 2, "data (ulimit -d, LimitDATA=, rlimit_data)"},
+    {RLIMIT_AS, 4, "address space (ulimit -v, LimitAS=, rlimit_as)"},
+};
+
+static rlim_t limit_of(const struct memory_limit *kind) {
+    struct rlimit limit;
+    return getrlimit(kind->resource, &limit) == 0 ? limit.rlim_cur : RLIM_INFINITY;
+}
+
+/* Whether the command may have met a limit of memory. iptables-legacy loses the last rules of a
+ * table then, and iptables-nft-save all of a chain, with status 0 and without a word. */
+static bool comes_near_limit(const struct failure *failure) {
+    rlim_t peak = (rlim_t)failure->run->peak * 1024;
+    for (size_t i = 0; i < COUNT(memory_limits); i++) {
+        rlim_t limit = limit_of(&memory_limits[i]);
+        if (limit != RLIM_INFINITY && peak > limit / memory_limits[i].safe_share)
+            return true;
+    }
+    return false;
+}
+
 static bool lacks_memory(const struct failure *failure) {
-    return says(failure, "emory") || says(failure, "No buffer space");
+    return says(failure, "emory") || says(failure, "No buffer space") ||
+           comes_near_limit(failure);
 }
 
 static bool lacks_lock(const struct failure *failure) {
@@ -1857,18 +1888,11 @@ static void put_no_details(struct sink *to, const struct failure *failure) {
 
 /* The limits of memory under which the command was run, if there are any. */
 static void put_limits(struct sink *to) {
-    static const struct {
-        int resource;
-        const char *name;
-    } limits[] = {
-        {RLIMIT_DATA, "data (ulimit -d, LimitDATA=, rlimit_data)"},
-        {RLIMIT_AS, "address space (ulimit -v, LimitAS=, rlimit_as)"},
-    };
-    for (size_t i = 0; i < COUNT(limits); i++) {
-        struct rlimit limit;
-        if (getrlimit(limits[i].resource, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY)
+    for (size_t i = 0; i < COUNT(memory_limits); i++) {
+        rlim_t limit = limit_of(&memory_limits[i]);
+        if (limit != RLIM_INFINITY)
             put_format(to, "; there is a limit of %llu KiB for %s",
-                       (unsigned long long)limit.rlim_cur / 1024, limits[i].name);
+                       (unsigned long long)limit / 1024, memory_limits[i].name);
     }
 }
 
@@ -1967,11 +1991,18 @@ enum reading {
     READ_FAILED
 };
 
-static enum reading judge_run(struct failure *failure, struct run *run, bool whole) {
+/* What a run has come to; whole: it was read to its end. */
+static enum reading judge_run(const struct failure *failure, struct run *run, bool whole) {
     if (!whole || run->status != 0) {
         if (failure->rs->changed)
             return READ_UNSTEADY;
         return is_refused(failure) ? READ_REFUSED : READ_FAILED;
+    }
+    if (comes_near_limit(failure)) {
+        snprintf(run->trouble, sizeof run->trouble,
+                 "it took %ld KiB of memory and may have lost rules for lack of more, which "
+                 "it would not tell", run->peak);
+        return READ_FAILED;
     }
     bool is_elsewhere =
         shows_nothing_beside_legacy(failure) || shows_nothing_beside_native(failure);
@@ -2066,10 +2097,14 @@ static struct lock open_lock(const struct config *config, enum dialect dialect) 
 /* flock(2) knows no timeout. The line is left after a quarter of the time: anybody may hold up
  * what stands at a file that anybody may open. */
 static void wait_for_lock(struct lock *lock, usec deadline) {
+    enum {
+        NAP_FIRST = 2, /* ms */
+        NAP_IN_LINE = 10
+    };
     usec in_line_until = now() + (deadline - now()) / 4;
     try_lock(lock);
     while (!lock->held && now() < deadline) {
-        poll(NULL, 0, 2);
+        poll(NULL, 0, lock->is_first ? NAP_FIRST : NAP_IN_LINE);
         if (now() >= in_line_until)
             lock->is_first = true;
         try_lock(lock);
@@ -2141,9 +2176,11 @@ static void add_doubt(struct family *family) {
 }
 
 static bool has_limits(void) {
-    struct sink text = counting_sink();
-    put_limits(&text);
-    return written_to(&text) > 0;
+    for (size_t i = 0; i < COUNT(memory_limits); i++) {
+        if (limit_of(&memory_limits[i]) != RLIM_INFINITY)
+            return true;
+    }
+    return false;
 }
 
 /* Reads until what was read can be believed. iptables was seen to lose all rules of a chain, with

@@ -21,7 +21,7 @@ my ($MAKE) = grep { -x } map {"$_/make"} split /:/, $PATH;
 my $NOBODY = 65534;
 
 $SIG{ALRM} = sub { BAIL_OUT("$0 takes more than ten minutes") };
-alarm 600;
+alarm 1800;    # only a hang takes so long
 umask 022;
 chmod 0755, $DIR;
 mkdir "$DIR/$_" or die "$DIR/$_: $!\n" for qw(bin musl tmp);

@@ -78,7 +78,7 @@ for my $target (@targets) {
     my $pid = fork // die "fork: $!";
     if (!$pid) {
         $SIG{ALRM} = 'DEFAULT';
-        alarm 200;
+        alarm 1800;
         eval { relay($job, $target->{relay}, $port{$job}, $target->{text}) };
         POSIX::_exit(1);
     }

@@ -1,0 +1,144 @@
+#!/usr/bin/perl
+
+# A 200 is a promise that every rule was read: the moments in which the real iptables says otherwise with status 0, and what many
+# scrapes at once do to who changes the legacy tables.
+
+use strict;
+use warnings;
+use Fcntl qw(:flock);
+use FindBin;
+use lib "$FindBin::Bin/lib";
+use Test::More;
+use Live;
+use POSIX ();
+use Time::HiRes qw(sleep);
+
+need(qw(iptables-nft iptables-nft-restore iptables-nft-save iptables-legacy iptables-legacy-restore nft setpriv));
+
+sub ruleset {
+    my ($count, @more) = @_;
+    return join "\n", '*filter', ':prometheus - [0:0]', @more,
+        map({ my $n = $_; sprintf '[%d:%d] -A prometheus -d 10.%d.%d.%d/32 -j RETURN', 1000 + $n, 100_000 + $n, $n >> 16, $n >> 8 & 255, $n & 255 } 1 .. $count), 'COMMIT', '';
+}
+
+# How a scrape ended: 'whole', the first line of its failure, or 'WRONG ...' for a success that lacks a rule.
+sub scrape {
+    my ($count, $wrap, @flags) = @_;
+    my ($exit, $text, $said) = run('', @$wrap, $NFPROM, '-print', @flags);
+    return $said =~ /\Anfprom: (.*)\n/ ? $1 : "WRONG: exit $exit without a word" if $exit ne '0';
+    my $all = exposition($text);
+    my %values = map { $_ => 1 } values %{ $all->{nfprom_packets_total} || {} };
+    my $missing = grep { !$values{ 1000 + $_ } } 1 .. $count;
+    return $missing ? "WRONG: a success without $missing of $count rules" : 'whole';
+}
+
+# A test: none of them was wrong; how often each happened is noted.
+sub none_wrong {
+    my ($promise, @ends) = @_;
+    my %count;
+    $count{ s/\d+/N/gr }++ for @ends;
+    ok(!(grep {/^WRONG/} @ends), "$promise: " . @ends . ' scrapes, each whole or an honest failure')
+        or diag((grep {/^WRONG/} @ends)[0]);
+    note("$count{$_} times: ", substr $_, 0, 200) for sort { $count{$b} <=> $count{$a} } keys %count;
+    return $count{whole} || 0;
+}
+
+# ---- a ruleset that is loaded again and again, as a whole
+
+{
+    my $rules = 200;
+    spew("$DIR/rules", ruleset($rules));
+    restore(4, 'nft', ruleset($rules));
+    my $loader = start("$DIR/loader.log", 'sh', '-c', 'while iptables-nft-restore -c < "$0"; do echo >> "$0.times"; done', "$DIR/rules");
+    ok((patiently { length slurp("$DIR/rules.times") > 2 } 600), 'rules are loaded in a loop');
+    my @ways = (['-variant', 'nft', '-list'], ['-variant', 'nft']);
+    my $whole = none_wrong('nft, while 200 rules are loaded', map { scrape($rules, [], @{ $ways[$_ % 2] }) } 1 .. 400);
+    cmp_ok($whole, '>', 0, '... and some are whole');
+    is(slurp("$DIR/loader.log"), '', '... the loader has met no error');
+    note('loaded so often: ' . length slurp("$DIR/rules.times"));
+    stop($loader);
+}
+
+# ---- iptables without memory
+
+SKIP: {
+    skip_or_fail('the address sanitizer cannot be limited', 12) if slurp($NFPROM) =~ /__asan_init/;
+    my $rules = 3000;
+    my @limits = ((map { 1400 + 100 * $_ } 0 .. 29), 6000, 8000, 12_000, 20_000, 60_000);
+    for my $variant (qw(nft legacy)) {
+        flush_all();
+        restore(4, $variant, ruleset($rules));
+        is(scrape($rules, [], '-variant', $variant), 'whole', "$variant, 3,000 rules: without a limit a scrape is whole");
+        for my $way ([], ['-list']) {
+            my @ends = map { scrape($rules, ['sh', '-c', "ulimit -d $_ && exec \"\$@\"", 'sh'], '-variant', $variant, @$way) } @limits;
+            my $whole = none_wrong("$variant, limits of 1.4 to 60 MB of data (@$way)", @ends);
+            cmp_ok($whole, '>', 0, '... some are whole');
+            next if @$way;    # iptables-nft -S fails by itself
+            ok((grep {/may have lost rules for lack of more.*limit of \d+ KiB for data/} @ends), '... what may lack memory, and does not tell, is not believed');
+        }
+    }
+}
+
+# ---- chains that are not there
+
+flush_all();
+restore(4, 'legacy', "*filter\n:INPUT ACCEPT [7:700]\n[5:50] -A INPUT -d 10.0.0.1/32 -j ACCEPT\nCOMMIT\n");
+{
+    # CAP_NET_ADMIN alone may not read which legacy tables there are, so iptables-nft does not warn of them.
+    my @admin = (qw(setpriv --reuid=65534 --regid=65534 --clear-groups), map({"--$_=-all,+net_admin"} qw(inh-caps ambient-caps bounding-set)), '--');
+    for (['as root', []], ['with CAP_NET_ADMIN alone', \@admin]) {
+        my ($who, $wrap) = @$_;
+        for my $way ([], ['-list']) {
+            like(scrape(0, $wrap, qw(-variant nft -chain INPUT), @$way), qr/has counted nothing, as one that is not there.*use -variant legacy/, "INPUT is in legacy, nft is asked $who (@$way): a failure that says so");
+        }
+    }
+    my ($exit, $text) = run('', $NFPROM, qw(-print -variant legacy -chain INPUT));
+    is_deeply(exposition($text)->{nfprom_policy_packets_total}, { 'l2proto=ipv4,policy=ACCEPT' => 7 }, '... and so -variant legacy shows it');
+}
+{
+    ipt(4, 'legacy', $_) for qw(-F -X);
+    must(qw(nft add table ip filter));
+    must('nft', 'add chain ip filter input { type filter hook input priority 0; policy accept; }');
+    must('nft', 'add rule ip filter input counter accept');
+    my $end = scrape(0, [], qw(-variant nft -chain INPUT));
+    like($end, qr/has counted nothing, as one that is not there|is incompatible/, 'INPUT is hidden by a native base chain: a failure that says so');
+    must(qw(nft delete table ip filter));
+}
+
+# ---- many clients at once, and who changes the legacy tables
+
+flush_all();
+restore(4, 'legacy', ruleset(300, ':edited - [0:0]'));
+{
+    my ($clients, $reads) = (64, "$DIR/reads");
+    spew($reads, '');
+    spew("$DIR/failed", '');
+    my @clients = map { start("$DIR/failed", 'sh', '-c', 'while "$0" -print -variant legacy -timeout 10m > /dev/null; do echo >> "$1"; done', $NFPROM, $reads) } 1 .. $clients;
+    my $so_far = sub { return length slurp($reads) };
+    ok((patiently { $so_far->() >= $clients } 900), "$clients clients scrape the legacy tables in a loop");
+
+    # From the moment on in which somebody waits for the lock, as iptables -w does. (How long it takes to start is a matter of
+    # the machine.)
+    my @passed;
+    for (1 .. 5) {
+        open my $lock, '<', '/run/xtables.lock' or die "/run/xtables.lock: $!";
+        my $before = $so_far->();
+        flock $lock, LOCK_EX or die "flock: $!";
+        push @passed, $so_far->() - $before;
+        close $lock;
+        my $after = $so_far->();
+        patiently { $so_far->() > $after + 5 } 300;
+    }
+    my $most = (sort { $a <=> $b } @passed)[-1];
+    note("reads that passed while the lock was waited for: @passed");
+    cmp_ok($most, '<', 4 * $clients, '... who waits for their lock gets it after some reads');
+    for my $change ([qw(-A edited -s 198.51.100.1 -j RETURN)], [qw(-D edited -s 198.51.100.1 -j RETURN)]) {
+        my $before = $so_far->();
+        ok(ipt_ok(4, 'legacy', '-w', @$change), "... a real change is made: @$change");
+        note($so_far->() - $before . ' reads, from the start of iptables-legacy to its end');
+    }
+    is(slurp("$DIR/failed"), '', '... and no scrape has failed');
+    stop($_) for @clients;
+}
+
+done_testing;
