@@ -3612,6 +3612,15 @@ static enum listening listen_on(const struct addrinfo *ai, struct pollfd *listen
     return error == EADDRNOTAVAIL ? NO_SUCH_ADDRESS : CANNOT_LISTEN;
 }
 
+/* Whether an address stands in the list before: a name may be in /etc/hosts twice. */
+static bool came_before(const struct addrinfo *list, const struct addrinfo *ai) {
+    const struct addrinfo *other = list;
+    while (other != ai && (other->ai_addrlen != ai->ai_addrlen ||
+                           memcmp(other->ai_addr, ai->ai_addr, ai->ai_addrlen) != 0))
+        other = other->ai_next;
+    return other != ai;
+}
+
 /* Listens on all addresses of ADDR. The number of listeners, 0 after a message. */
 static size_t listen_all(const struct config *config, struct pollfd *listeners) {
     const struct endpoint *endpoint = &config->endpoint;
@@ -3627,6 +3636,8 @@ static size_t listen_all(const struct config *config, struct pollfd *listeners) 
         return 0;
     }
     for (const struct addrinfo *ai = list; ai && n < LISTENERS_MAX; ai = ai->ai_next) {
+        if (came_before(list, ai))
+            continue;
         listening = listen_on(ai, &listeners[n]);
         if (listening == CANNOT_LISTEN)
             break;

@@ -108,6 +108,17 @@ for (
     like($r->{err}, qr/192\.0\.2\.1/, '... and says so, with the address');
 }
 
+# A name that stands in /etc/hosts twice, or more often, with the same addresses.
+SKIP: {
+    need_root(6);
+    skip_or_fail('no mount namespace here', 6) unless system('unshare', '-m', 'true') == 0;
+    spew("$DIR/hosts", "127.0.0.1 localhost twice.test\n127.0.0.2 twice.test\n127.0.0.1 again twice.test\n127.0.0.2 twice.test\n");
+    chmod 0644, "$DIR/hosts";
+    my $l = listener(addr => 'twice.test:PORT', wrap => ['unshare', '-m', 'sh', '-c', 'mount --bind "$0" /etc/hosts && exec "$@"', "$DIR/hosts"]);
+    answers(ask($l, '/-/healthy', host => $_), 200, "a name twice in /etc/hosts: it listens on $_") for '127.0.0.1', '127.0.0.2';
+    ends($l, 'a name twice in /etc/hosts');
+}
+
 # ---- one after the other
 
 fake();
