@@ -58,7 +58,7 @@ t/parse: t/parse.c parse.c parse.h .compiled-with
 .compiled-with: force
 	@echo "$(COMPILE)" | cmp -s - $@ || echo "$(COMPILE)" > $@
 
-test: nfprom t/parse t/fuzz
+test: nfprom t/parse t/fuzz t/series
 	prove t/
 
 # Each with warnings as errors, then valgrind; the sanitizers' turn is `make SAN=1 test`.
@@ -70,20 +70,27 @@ lint:
 	cppcheck --quiet --error-exitcode=1 --std=c11 --enable=warning,performance,portability --inline-suppr nfprom.c parse.c
 	t/valgrind
 
-# parse.c against what it may be fed, FUZZ_SECONDS for each of its grammars; a broken promise leaves its input in t/, what is
+# parse.c against what it may be fed, FUZZ_SECONDS for each of its grammars, and the series that become of rules; a broken promise leaves its input in t/, what is
 # of use to the next run in t/finds/. (Without trace-cmp, twice as fast: the words that matter are in the corpus.)
 FUZZ_SECONDS ?= 60
-FUZZERS = t/fuzz-request t/fuzz-ruleset t/fuzz-list
+FUZZERS = t/fuzz-request t/fuzz-ruleset t/fuzz-list t/fuzz-series
 fuzz: $(FUZZERS)
-	for k in request ruleset list; do mkdir -p t/finds/$$k && t/fuzz-$$k -max_total_time=$(FUZZ_SECONDS) -max_len=1024 \
+	for k in request ruleset list series; do mkdir -p t/finds/$$k && t/fuzz-$$k -max_total_time=$(FUZZ_SECONDS) -max_len=1024 \
 		-artifact_prefix=t/ -print_final_stats=1 t/finds/$$k t/corpus/$$k || exit; done
 
-$(FUZZERS): t/fuzz-%: t/fuzz.c parse.c parse.h
-	clang $(STANDARD) $(WARNINGS) -O2 -g -fsanitize=fuzzer,address,undefined -fno-sanitize-coverage=trace-cmp \
-		-fno-sanitize-recover=all -DFUZZ=$* -o $@ t/fuzz.c parse.c
+FUZZER = clang $(STANDARD) $(WARNINGS) -O2 -g -fsanitize=fuzzer,address,undefined -fno-sanitize-coverage=trace-cmp \
+		-fno-sanitize-recover=all
+t/fuzz-request t/fuzz-ruleset t/fuzz-list: t/fuzz-%: t/fuzz.c parse.c parse.h
+	$(FUZZER) -DFUZZ=$* -o $@ t/fuzz.c parse.c
+
+t/fuzz-series: t/series.c nfprom.c parse.c parse.h
+	$(FUZZER) -DFUZZ -o $@ t/series.c parse.c
 
 t/fuzz: t/fuzz.c parse.c parse.h .compiled-with
 	$(COMPILE) -o $@ t/fuzz.c parse.c
+
+t/series: t/series.c nfprom.c parse.c parse.h .compiled-with
+	$(COMPILE) -o $@ t/series.c parse.c
 
 # What nfprom costs, and whether its bounds hold; as root, four minutes. `make bench BENCH="scrape cpu" BENCH_SAMPLES=4`
 # With BASE=REF also over the nfprom of that git ref, built with the same compiler; six minutes: `make bench BASE=6133bdf`
@@ -139,7 +146,7 @@ run: nfprom
 	@t/run "$(ADDR)" "$(PORT)"
 
 clean:
-	rm -f nfprom nfprom-*-linux-* t/parse t/fuzz t/bench-run $(FUZZERS) .compiled-with
+	rm -f nfprom nfprom-*-linux-* t/parse t/fuzz t/series t/bench-run $(FUZZERS) .compiled-with
 	rm -rf t/finds
 
 .PHONY: force all release test lint fuzz bench mutate install install-xinetd uninstall run clean

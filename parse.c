@@ -770,7 +770,8 @@ static struct text keep_word(struct rule_reader *r, struct text word) {
 }
 
 /* Puts what an option says into its field. False if the five labels cannot say it: the
- * field is taken, or the option before was about the other side. */
+ * field is taken, or the option before was about the other side, or (iptables prints no such
+ * thing) the value would look like one that is negated, or not there. */
 static bool take_value(struct rule *rule, const struct option *option,
                        struct value value) {
     struct value *field = &rule->protocol;
@@ -778,7 +779,8 @@ static bool take_value(struct rule *rule, const struct option *option,
         field = &rule->address;
     if (option->meaning == PORT)
         field = &rule->port;
-    if (field->text.len > 0)
+    bool misleads = *value.text.at == '!' || text_is(value.text, "all");
+    if (field->text.len > 0 || misleads)
         return false;
     *field = value;
     if (option->direction == DIRECTION_NONE)

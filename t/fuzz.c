@@ -183,6 +183,7 @@ static bool labels_say(const struct rule *rule) {
         if (!out && !in && !text_is(word, "-p")) return false;
         struct value *field = &seen[out || in ? 1 + (word.at[1] == '-') : 0];
         enum direction side = out ? DIRECTION_OUT : in ? DIRECTION_IN : direction;
+        if (value.at[0] == '!' || text_is(value, "all")) return false;
         if (field->text.len > 0 || (direction != DIRECTION_NONE && side != direction)) return false;
         direction = side;
         *field = (struct value){value, negated};

@@ -346,6 +346,8 @@ static const struct {
     {"a backslash outside of quotes", " -p tcp -m comment --comment \\a", "seed~ - none tcp - |-p tcp||\\a|"},
     {"a target's string like a verdict", " -p tcp -j LOG --log-prefix ACCEPT", "seed~ - none tcp - |-p tcp|-j LOG --log-prefix ACCEPT||"},
     {"a verdict with options", " -p tcp -j REJECT --reject-with tcp-reset", "seed - none tcp - |-p tcp|-j REJECT --reject-with tcp-reset||"},
+    {"an address that would look negated", " -s !192.0.2.1/32", "rule~ |-s !192.0.2.1/32|||"},
+    {"a protocol that would look like none", " -p all", "rule~ |-p all|||"},
     {"a port without a protocol", " -m tcp --dport 22", "seed~ - in - 22 |-m tcp --dport 22|||"},
     {"an address and a port of one length", " -d ::/0 -m tcp --dport 1022", "seed~ ::/0 in - 1022 |-d ::/0 -m tcp --dport 1022|||"},
     {"an address and a protocol of one length", " -d ::/0 -p icmp", "seed~ ::/0 in icmp - |-d ::/0 -p icmp|||"},
