@@ -417,13 +417,13 @@ my (@running, %alert, %wanted);
 patiently {
     @running = map { @{ $_->{rules} } } @{ ask('rules')->{data}{groups} || [] };
     %alert   = map { $_->{type} eq 'alerting' ? ($_->{name} => $_) : () } @running;
-    %wanted  = map { $_ => !/Duplicate|Nonterminal/ ? 'inactive' : $alert{$_}{duration} ? 'pending' : 'firing' } keys %alert;
+    %wanted  = map { $_ => !/Unreachable|Nonterminal/ ? 'inactive' : $alert{$_}{duration} ? 'pending' : 'firing' } keys %alert;
     return !grep { $_->{health} ne 'ok' || $wanted{ $_->{name} } && $_->{state} ne $wanted{ $_->{name} } } @running;
 };
 is_deeply([grep { $_->{health} ne 'ok' } @running], [], 'all the rules are evaluated');
 is($alert{$_}{state}, $wanted{$_}, "$_ is $wanted{$_} here") for sort keys %alert;
-my @told = map { $_->{annotations}{summary} } @{ ($alert{NfpromDuplicateRule} || {})->{alerts} || [] };
-is(scalar(@told), 1, 'one family has duplicates');
+my @told = map { $_->{annotations}{summary} } @{ ($alert{NfpromUnreachableRule} || {})->{alerts} || [] };
+is(scalar(@told), 1, 'one family has a rule that no packet reaches');
 like($told[0] || '', qr/^\Q$INSTANCE\E, ipv4: .*: 1\. /, 'and the summary says how many');
 my @complaints = grep { /level=(?:warn|error)/i } split /\n/, slurp("$DIR/prometheus.log");
 is_deeply(\@complaints, [], 'no warning in the log of Prometheus');
@@ -487,10 +487,11 @@ my %CASES = (
         ['there was never any', [bytes('0+0x2160')], $DAYS + 720],
         ['it has come back', [bytes("$FLOW $LAST+0x60 $LAST+6000x600")], $DAYS + 240],
     ],
-    NfpromDuplicateRule => [
-        ['there are two', [samples('nfprom_rules', '2+0x60', kind => 'duplicate', %ip)], '4+HOLD', [{ %a, %ip, kind => 'duplicate' }, 2]],
-        ['there is none', [map { samples('nfprom_rules', $_->[0], kind => $_->[1], %ip) } ['0+0x60', 'duplicate'], ['9+0x60', 'exported']], 60],
-        ['they are gone', [samples('nfprom_rules', '2+0x5 0+0x60', kind => 'duplicate', %ip)], 60],
+    NfpromUnreachableRule => [
+        ['there are two', [samples('nfprom_unreachable_rules', '2+0x60', %ip)], '4+HOLD', [{ %a, %ip }, 2]],
+        ['there is none', [samples('nfprom_unreachable_rules', '0+0x60', %ip)], 60],
+        ['a duplicate is no fault: the first may let the packet go on', [samples('nfprom_rules', '2+0x60', kind => 'duplicate', %ip)], 60],
+        ['they are gone', [samples('nfprom_unreachable_rules', '2+0x5 0+0x60', %ip)], 60],
     ],
     NfpromNonterminalRule => [
         ['there are three', [samples('nfprom_nonterminal_rules', '3+0x60', %ip)], '4+HOLD', [{ %a, %ip }, 3]],
