@@ -1,0 +1,71 @@
+#!/usr/bin/perl
+
+# What README names under "What it cannot see": iptables itself prints it so, with status 0 and without a sign, and nfprom shows
+# what it is told. If one of these fails, iptables has changed for the better: then README can lose a line.
+
+use strict;
+use warnings;
+use FindBin;
+use lib "$FindBin::Bin/lib";
+use Test::More;
+use Live;
+
+need(qw(iptables-nft iptables-nft-save nft));
+note(must(qw(iptables-nft -V)));
+
+# The counters of a chain: a rule or a policy each.
+sub shown {
+    my ($chain, @flags) = @_;
+    my ($exit, $text, $said) = run('', $NFPROM, qw(-print -variant nft -chain), $chain, @flags);
+    return "exit $exit: $said" if $exit ne '0';
+    my $all = exposition($text);
+    my @series;
+    for my $family (qw(packets rule_packets policy_packets)) {
+        my $of = $all->{"nfprom_${family}_total"} || {};
+        push @series, map { s/(?:comment|dup|direction|l2proto|l3proto|port)=[^,]*,?//gr =~ s/,\z//r . " $of->{$_}" } sort keys %$of;
+    }
+    return join '; ', @series;
+}
+
+# ---- a rule that is longer than a message of the kernel
+
+{
+    my $code = '64' . ',6 0 0 1' x 64;
+    my @long = map { ('-m', 'bpf', '--bytecode', $code) } 1 .. 70;
+    ipt(4, 'nft', qw(-N prometheus));
+    ipt(4, 'nft', qw(-A prometheus -s 192.0.2.1 -j RETURN));
+    ipt(4, 'nft', qw(-A prometheus), @long, qw(-j RETURN));
+    ipt(4, 'nft', qw(-A prometheus -s 192.0.2.2 -j RETURN));
+    is(shown('prometheus', @$_), 'address=192.0.2.1/32 0', "a rule of more than 32 KiB: iptables-nft prints neither it nor what follows (@$_)") for [], ['-list'];
+    unlike(saved(4, 'nft'), qr/192\.0\.2\.2/, '... iptables-nft-save by itself');
+    my ($status, $list) = run('', qw(nft list chain ip filter prometheus));
+    is($status . ' ' . ($list =~ /192\.0\.2\.2/ ? 'whole' : 'cut'), '0 cut', '... nor does nft');
+    unlike(ipt(4, 'nft', qw(-n -L prometheus)), qr/\(0 references\)/, '... what tells is that iptables -L counts the lost rules as references');
+    flush_all();
+}
+
+# ---- native rules
+
+must(qw(nft add table ip filter));
+must('nft', "add chain ip filter $_") for qw(prometheus other), 'INPUT { type filter hook input priority 0; policy accept; }';
+must('nft', "add rule ip filter prometheus $_") for (
+    'ip saddr 192.0.2.1 return',                                    # no counter
+    'ip saddr 192.0.2.2 counter packets 7 bytes 70 counter packets 3 bytes 30 return',
+    'ip saddr 10.0.0.0-10.0.0.9 counter packets 5 bytes 50 return',
+    'ip saddr > 10.0.0.3 counter packets 6 bytes 60 return',
+);
+my %as = ('192.0.2.1/32' => [0, 'a native rule without a counter reads as 0'], '192.0.2.2/32' => [3, 'of two counters in a native rule the last is read'],
+    '10.0.0.9/32' => [5, 'a native range of addresses comes out as its end'], '10.0.0.3/32' => [6, 'a native comparison comes out as equality']);
+my $shown = shown('prometheus');
+like($shown, qr/address=\Q$_\E $as{$_}[0](?:;|$)/, $as{$_}[1]) for sort keys %as;
+like(shown('prometheus', '-list'), qr/address=\Q$_\E $as{$_}[0](?:;|$)/, "... with -list: $as{$_}[1]") for sort keys %as;
+flush_all();
+
+# ---- built-in chains that nobody has made
+
+must(qw(nft delete table ip filter));
+ipt(4, 'nft', qw(-N prometheus));
+unlike(must(qw(nft list table ip filter)), qr/chain INPUT/, 'a chain is made, and there is no INPUT');
+is(shown('INPUT'), 'policy=ACCEPT 0', '... iptables-nft shows one all the same');
+
+done_testing;
