@@ -2098,8 +2098,8 @@ static struct lock open_lock(const struct config *config, enum dialect dialect) 
  * what stands at a file that anybody may open. */
 static void wait_for_lock(struct lock *lock, usec deadline) {
     enum {
-        NAP_FIRST = 2, /* ms */
-        NAP_IN_LINE = 10
+        NAP_FIRST = 1, /* ms */
+        NAP_IN_LINE = 4
     };
     usec in_line_until = now() + (deadline - now()) / 4;
     try_lock(lock);
