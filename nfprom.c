@@ -1461,11 +1461,13 @@ static bool set_environment(void) {
     if (!path || *path == '\0')
         path = "/usr/bin:/bin";
     size_t size = strlen(path) + sizeof ":/usr/sbin:/sbin";
-    char *longer = malloc(size); /* the process ends soon */
+    char *longer = malloc(size);
     if (!longer)
         return false;
     snprintf(longer, size, "%s:/usr/sbin:/sbin", path);
-    return setenv("PATH", longer, 1) == 0 && setenv("LC_ALL", "C", 1) == 0;
+    bool is_set = setenv("PATH", longer, 1) == 0;
+    free(longer); /* setenv has made a copy */
+    return is_set && setenv("LC_ALL", "C", 1) == 0;
 }
 
 /* As a shell counts: the exit status, or 128 and the signal. */
@@ -2949,6 +2951,7 @@ static void put_page_head(struct sink *sink) {
                    columns[i].heading);
     }
     put_string(sink, "}\n</style>\n<h1>nfprom</h1>\n");
+    put_string(sink, page_units);
 }
 
 static void put_table_head(struct sink *sink, const struct report *report,
@@ -3088,6 +3091,14 @@ static void put_table(struct sink *sink, const struct report *report,
                totals.left_out);
 }
 
+static void put_chain_tables(struct sink *sink, const struct report *report,
+                             const struct family *family) {
+    for (size_t chain = 0; chain < report->config->nchains; chain++) {
+        if (has_rows(family, chain))
+            put_table(sink, report, family, chain);
+    }
+}
+
 /* The sentences over the table about a family that was read. */
 static void put_success_words(struct sink *sink, const struct report *report,
                               const struct family *family) {
@@ -3132,16 +3143,9 @@ static void put_page(struct sink *sink, const struct report *report) {
             put_failure_words(sink, family);
         }
     }
-    bool is_first = true;
-    for (size_t i = 0; i < FAMILIES * report->config->nchains; i++) {
-        const struct family *family = &report->families[i / report->config->nchains];
-        size_t chain = i % report->config->nchains;
-        if (!family->success || !has_rows(family, chain))
-            continue;
-        if (is_first)
-            put_string(sink, page_units);
-        is_first = false;
-        put_table(sink, report, family, chain);
+    for (size_t f = 0; f < FAMILIES; f++) {
+        if (report->families[f].success)
+            put_chain_tables(sink, report, &report->families[f]);
     }
 }
 

@@ -238,7 +238,7 @@ sub comment { my ($text) = @_; $text =~ s/([\\"])/\\$1/g; return qq(-m comment -
     my $totals = $page->{totals}{'IPv4, chain prometheus'};
     is(join('|', map {"$_ " . line($totals->{$_}) =~ s/.* \| (.* \| .* \| )/$1/r} sort keys %$totals),
         'In 519,913 | 147.1 MiB | 0.4 %|Neither 39,127,445 | 37.5 GiB | 99.5 %|Out 338,275 | 58.5 MiB | 0.2 %', '... with totals of both directions, and of neither');
-    like($page->{paragraphs}[0], qr/^IPv4 read at \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC in \d+\.\d ms\.$/, '... with the time');
+    like($page->{paragraphs}[1], qr/^IPv4 read at \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC in \d+\.\d ms\.$/, '... with the time');
     like(join("\n", @{ $page->{paragraphs} }), qr/^After 1 of these rules a packet goes on.*no total/m, '... with a word about what may be counted again');
     is(join("\n", grep { !/^sudo/ } commands()), 'iptables-save -c -t filter', '... iptables-save is run, once');
     my ($same, $list) = map { page('... the same', flags => $_) } [qw(-namespace other)], ['-list'];
