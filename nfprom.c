@@ -75,7 +75,7 @@ enum {
     SCRAPE_MARGIN_MS = 500,   /* of the scraper's timeout, kept for its own work */
     SCRAPE_TIME_MIN_MS = 100, /* what a scrape gets at least */
     DRAIN_TIME = 2 * SECOND,
-    QUICK_PIECES = 128,     /* of a request, each read as soon as it is there */
+    QUICK_PIECES = 128,  /* of a request, each read as soon as it is there */
     NAPS_DIVISOR = 1024, /* for others, so many naps fit into the whole time */
 
     /* bytes */
@@ -1640,9 +1640,9 @@ static bool read_run(struct run *run, struct ruleset *rs, struct facts *facts,
 /* ---- a family -------------------------------------------------------------------- */
 
 static const struct family_kind {
-    struct text label;   /* the value of l2proto */
-    const char *name;    /* for people */
-    const char *command; /* that changes and lists its rules */
+    struct text label;         /* the value of l2proto */
+    const char *name;          /* for people */
+    const char *command;       /* that changes and lists its rules */
     const char *legacy_tables; /* the kernel's list of them, where it has any */
 } family_kinds[FAMILIES] = {
     [IPV4] = {TEXT("ipv4"), "IPv4", "iptables", "/proc/net/ip_tables_names"},
@@ -1843,8 +1843,8 @@ static bool lacks_command(const struct failure *failure) {
 static bool is_refused(const struct failure *failure) {
     bool sudo_refuses = went_through_sudo(failure) && says(failure, "sudo:");
     bool does_not_print = strstr(failure->rs->remark, "is incompatible");
-    return sudo_refuses || does_not_print || lacks_command(failure) || lacks_lock(failure) ||
-           lacks_permission(failure);
+    return sudo_refuses || does_not_print || lacks_command(failure) ||
+           lacks_lock(failure) || lacks_permission(failure);
 }
 
 /* "iptables-legacy -t TABLE" and so on. */
@@ -1994,24 +1994,28 @@ enum reading {
 };
 
 /* What a run has come to; whole: it was read to its end. */
-static enum reading judge_run(const struct failure *failure, struct run *run, bool whole) {
+static enum reading judge_run(const struct failure *failure, struct run *run,
+                              bool whole) {
     if (!whole || run->status != 0) {
         if (failure->rs->changed)
             return READ_UNSTEADY;
         return is_refused(failure) ? READ_REFUSED : READ_FAILED;
     }
     if (comes_near_limit(failure)) {
-        snprintf(run->trouble, sizeof run->trouble,
-                 "it took %ld KiB of memory and may have lost rules for lack of more, which "
-                 "it would not tell", run->peak);
+        snprintf(
+            run->trouble, sizeof run->trouble,
+            "it took %ld KiB of memory and may have lost rules for lack of more, which "
+            "it would not tell",
+            run->peak);
         return READ_FAILED;
     }
     bool is_elsewhere =
         shows_nothing_beside_legacy(failure) || shows_nothing_beside_native(failure);
     if (!is_elsewhere)
         return READ_WHOLE;
-    snprintf(run->trouble, sizeof run->trouble,
-             "a built-in chain without a rule has counted nothing, as one that is not there");
+    snprintf(
+        run->trouble, sizeof run->trouble,
+        "a built-in chain without a rule has counted nothing, as one that is not there");
     return READ_UNSTEADY; /* (while rules are loaded, the remark about base chains comes for
                              no reason) */
 }
@@ -2084,8 +2088,9 @@ static void try_lock(struct lock *lock) {
 /* iptables -S takes the lock itself. */
 static struct lock open_lock(const struct config *config, enum dialect dialect) {
     const char *file = getenv("XTABLES_LOCKFILE");
-    struct lock lock = {
-        .file = file && *file ? file : "/run/xtables.lock", .fd = -1, .line = -1};
+    struct lock lock = {.file = file && *file ? file : "/run/xtables.lock",
+                        .fd = -1,
+                        .line = -1};
     bool is_nft = strcmp(config->variant, "-nft") == 0;
     if (dialect == DIALECT_LIST || is_nft)
         return lock;
@@ -2155,7 +2160,8 @@ static enum reading read_safely(const struct config *config, struct family *fami
 /* ---- until it is believed */
 
 /* A bit for each chain that has no rule. */
-static uint64_t find_empty_chains(const struct config *config, const struct facts *facts) {
+static uint64_t find_empty_chains(const struct config *config,
+                                  const struct facts *facts) {
     uint64_t empty = 0;
     for (size_t i = 0; i < config->nchains; i++) {
         if (count_rules(&facts->tallies[i]) == 0)
@@ -2169,8 +2175,9 @@ static uint64_t find_empty_chains(const struct config *config, const struct fact
 static void add_doubt(struct family *family) {
     static char reason[REASON_MAX];
     struct sink text = begin_text(reason, sizeof reason);
-    put_string(&text, "a chain was printed without a rule, which iptables also does when it "
-                      "lacks memory; it was not confirmed: ");
+    put_string(&text,
+               "a chain was printed without a rule, which iptables also does when it "
+               "lacks memory; it was not confirmed: ");
     put_string(&text, family->reason);
     put_limits(&text);
     end_text(&text);
@@ -2219,9 +2226,11 @@ static bool read_believed(const struct config *config, struct family *family,
         }
         reads++;
         if (reading == READ_WHOLE)
-            snprintf(family->reason, sizeof family->reason,
-                     "the ruleset changes while it is read: chains that had no rule in one "
-                     "of %d reads had some in another", reads);
+            snprintf(
+                family->reason, sizeof family->reason,
+                "the ruleset changes while it is read: chains that had no rule in one "
+                "of %d reads had some in another",
+                reads);
         poll(NULL, 0, A_MOMENT);
     }
     return false;
@@ -2813,7 +2822,7 @@ static unsigned cut_last_digit(struct sum *n) {
 /* A row of the table: a rule, a policy or a total. */
 struct row {
     const struct fact *fact; /* not of a total */
-    bool goes_on;            /* what it has counted may be counted again, and has no share */
+    bool goes_on; /* what it has counted may be counted again, and has no share */
     struct sum packets, bytes;
     double all; /* bytes of all rows that have a share */
 };

@@ -700,14 +700,14 @@ static const struct match_module {
     struct text name;
     bool only_loads;
 } stable_modules[] = {
-    {TEXT("tcp"), true},      {TEXT("udp"), true},       {TEXT("multiport"), true},
-    {TEXT("icmp"), true},     {TEXT("icmp6"), true},     {TEXT("sctp"), true},
-    {TEXT("dccp"), true},     {TEXT("udplite"), true},   {TEXT("esp"), true},
+    {TEXT("tcp"), true},      {TEXT("udp"), true},        {TEXT("multiport"), true},
+    {TEXT("icmp"), true},     {TEXT("icmp6"), true},      {TEXT("sctp"), true},
+    {TEXT("dccp"), true},     {TEXT("udplite"), true},    {TEXT("esp"), true},
     {TEXT("comment"), false}, {TEXT("conntrack"), false}, {TEXT("state"), false},
-    {TEXT("mark"), false},    {TEXT("addrtype"), false}, {TEXT("iprange"), false},
-    {TEXT("mac"), false},     {TEXT("pkttype"), false},  {TEXT("physdev"), false},
-    {TEXT("length"), false},  {TEXT("ttl"), false},      {TEXT("hl"), false},
-    {TEXT("tos"), false},     {TEXT("dscp"), false},     {TEXT("ecn"), false},
+    {TEXT("mark"), false},    {TEXT("addrtype"), false},  {TEXT("iprange"), false},
+    {TEXT("mac"), false},     {TEXT("pkttype"), false},   {TEXT("physdev"), false},
+    {TEXT("length"), false},  {TEXT("ttl"), false},       {TEXT("hl"), false},
+    {TEXT("tos"), false},     {TEXT("dscp"), false},      {TEXT("ecn"), false},
     {TEXT("tcpmss"), false},  {TEXT("policy"), false},
 };
 
@@ -869,8 +869,7 @@ static bool take_counters(struct words *w, struct rule *rule, enum counters *cou
 static void judge_target(struct rule_reader *r, struct text jump, struct text name) {
     size_t known = find_target(name);
     bool is_chain = known == COUNT(known_targets) || r->rs->shadowed >> known & 1;
-    r->rule->terminal =
-        text_is(jump, "-g") || (!is_chain && known_targets[known].ends);
+    r->rule->terminal = text_is(jump, "-g") || (!is_chain && known_targets[known].ends);
     r->rule->rewrites = !r->rule->terminal && is_chain;
 }
 

@@ -152,8 +152,8 @@ struct rule {
     bool has_comment;    /* one that is empty is a comment too */
     struct text comment; /* unquoted, several joined by "; " */
     bool terminal;       /* the target ends the traversal of this chain for the packet */
-    bool rewrites;       /* a rule behind it may see another packet, or other marks on it */
-    bool stable;         /* a packet that is not rewritten matches each time, or never */
+    bool rewrites;    /* a rule behind it may see another packet, or other marks on it */
+    bool stable;      /* a packet that is not rewritten matches each time, or never */
     bool expressible; /* direction and the three values say all that the rule matches */
     /* Set only if it is expressible. The values are places inside the match. */
     enum direction direction;
@@ -189,7 +189,8 @@ struct ruleset {
         ELSEWHERE = 4 /* another table */
     } place;
     bool found[CHAINS_MAX];
-    unsigned shadowed; /* a bit for each known target of whose name the user has a chain */
+    unsigned
+        shadowed; /* a bit for each known target of whose name the user has a chain */
     size_t start, end; /* of the unread bytes in memory.lines */
 };
 
