@@ -1821,6 +1821,39 @@ static bool lacks_memory(const struct failure *failure) {
            comes_near_limit(failure);
 }
 
+/* A line that iptables does not print there begins like this. */
+static bool has_unexpected_line(const struct failure *failure, const char *start) {
+    static const char unexpected[] = "unexpected line: ";
+    const char *error = failure->rs->error;
+    size_t len = strlen(unexpected);
+    return strncmp(error, unexpected, len) == 0 &&
+           strncmp(error + len, start, strlen(start)) == 0;
+}
+
+/* "-A CHAIN ...", as iptables-save prints a rule without -c. */
+static bool lacks_counters(const struct failure *failure) {
+    return has_unexpected_line(failure, "-A ");
+}
+
+static bool has_other_words(const struct failure *failure) {
+    return has_unexpected_line(failure, "");
+}
+
+static bool lacks_nft(const struct failure *failure) {
+    return says(failure, "Could not fetch rule set generation id") ||
+           says(failure, "Failed to initialize nft");
+}
+
+static bool lacks_legacy(const struct failure *failure) {
+    return says(failure, "Table does not exist") || says(failure, "ip_tables not found") ||
+           says(failure, "ip6_tables not found");
+}
+
+/* The sandbox of the shipped unit allows netlink alone. */
+static bool lacks_socket(const struct failure *failure) {
+    return says(failure, "Address family not supported by protocol");
+}
+
 static bool lacks_lock(const struct failure *failure) {
     return says(failure, "lock file");
 }
@@ -1867,12 +1900,19 @@ static void put_chain_commands(struct sink *to, const struct failure *failure) {
     if (says(failure, "is incompatible"))
         put_string(to, "; if it is there, it holds native nft rules, which iptables does "
                        "not list");
+    const char *variant = failure->config->variant;
     if (says(failure, "legacy tables present"))
         put_string(to, "; there are legacy tables too, perhaps empty: if the chain is in "
                        "one, use -variant legacy");
-    else if (*failure->config->variant == '\0')
+    else if (strcmp(variant, "-legacy") == 0)
+        put_string(to, "; if it is in nft, use -variant nft");
+    else if (strcmp(variant, "-nft") == 0)
+        put_string(to, "; if it is in a legacy table, use -variant legacy");
+    else
         put_string(to, "; if it is in the other backend, use -variant nft or "
                        "-variant legacy");
+    if (memchr(failure->rs->missing.at, ',', failure->rs->missing.len))
+        put_string(to, "; if several chains are meant, give -chain once for each");
 }
 
 /* The line for sudoers, if it is one command with plain words. */
@@ -1918,6 +1958,13 @@ static const struct advice {
      "; native base chains of nft are in its place, which iptables does not list (README, "
      "What it cannot see)",
      put_no_details},
+    {lacks_counters,
+     "; the counters are missing: what stands in PATH as this command does not pass on -c",
+     put_no_details},
+    {has_other_words,
+     "; something else writes to the standard output of that command (a banner, a wrapper), "
+     "or changes its lines",
+     put_no_details},
     {lacks_memory, "; it needs more memory", put_memory_limits},
     {went_through_sudo,
      "; nfprom has no CAP_NET_ADMIN: give it that capability, ambient (systemd: "
@@ -1929,6 +1976,15 @@ static const struct advice {
      "CAP_DAC_READ_SEARCH for its lock",
      put_no_details},
     {lacks_permission, "; it needs CAP_NET_ADMIN, for the legacy backend CAP_NET_RAW too",
+     put_no_details},
+    {lacks_nft, "; if this kernel has no nf_tables, use -variant legacy", put_no_details},
+    {lacks_legacy,
+     "; if this kernel has no legacy tables, use -variant nft, or load their module (RHEL: "
+     "kernel-modules-extra)",
+     put_no_details},
+    {lacks_socket,
+     "; the legacy backend needs more than the unit allows: the drop-in legacy.conf, which "
+     "make install lays beside the documents (README, systemd)",
      put_no_details},
     {lacks_command, "; install iptables, or add its directory to PATH", put_no_details},
 };
@@ -2245,6 +2301,47 @@ static void read_family(const struct config *config, struct family *family,
     family->duration = now() - started;
 }
 
+static bool has_failed(const struct family *family) {
+    return family->enabled && !family->success;
+}
+
+/* Whether both families have failed for the same reason: but for the command's name. */
+static bool fail_alike(const struct report *report) {
+    static const struct text names[FAMILIES] = {TEXT("iptables"), TEXT("ip6tables")};
+    const struct family *families = report->families;
+    if (!has_failed(&families[IPV4]) || !has_failed(&families[IPV6]))
+        return false;
+    const char *a = families[IPV4].reason;
+    const char *b = families[IPV6].reason;
+    while (*a && *b) {
+        bool at_name = strncmp(a, names[IPV4].at, names[IPV4].len) == 0 &&
+                       strncmp(b, names[IPV6].at, names[IPV6].len) == 0;
+        if (!at_name && *a != *b)
+            return false;
+        a += at_name ? names[IPV4].len : 1;
+        b += at_name ? names[IPV6].len : 1;
+    }
+    return *a == *b;
+}
+
+/* In whose name the reason of a family is told. NULL: in none, since it did not fail, or since
+ * it was told with the family before. */
+static const char *failure_name(const struct report *report, size_t i) {
+    if (!has_failed(&report->families[i]))
+        return NULL;
+    if (!fail_alike(report))
+        return family_kinds[i].label.at;
+    return i == IPV4 ? "ipv4, ipv6" : NULL;
+}
+
+static void log_failures(const struct report *report) {
+    for (size_t i = 0; i < FAMILIES; i++) {
+        const char *name = failure_name(report, i);
+        if (name)
+            log_line("%s: %s", name, report->families[i].reason);
+    }
+}
+
 /* Reads the enabled families, and logs what fails. The status: 200 if one succeeded, else
  * 504 if one was out of time, else 503. A family that hangs leaves the next a share of
  * the time. */
@@ -2261,11 +2358,10 @@ static int scrape(const struct config *config, struct report *report, usec deadl
         usec share = (deadline - now()) / FAMILY_DIVISOR;
         usec for_others = share * count_enabled(config, i + 1);
         read_family(config, family, deadline - for_others);
-        if (!family->success)
-            log_line("%s: %s", family->kind->label.at, family->reason);
         success = success || family->success;
         timed_out = timed_out || family->timed_out;
     }
+    log_failures(report);
     if (success)
         return 200;
     return timed_out ? 504 : 503;
@@ -3414,12 +3510,12 @@ static void put_status_page(struct sink *sink, const void *report) {
 static void put_reasons(struct sink *sink, const void *of) {
     const struct report *report = of;
     for (size_t i = 0; i < FAMILIES; i++) {
-        const struct family *family = &report->families[i];
-        if (!family->enabled)
+        const char *name = failure_name(report, i);
+        if (!name)
             continue;
-        put_text(sink, family->kind->label);
+        put_string(sink, name);
         put_string(sink, ": ");
-        put_string(sink, family->reason);
+        put_string(sink, report->families[i].reason);
         put_string(sink, "\n");
     }
 }
@@ -3645,7 +3741,9 @@ static size_t listen_all(const struct config *config, struct pollfd *listeners) 
     snprintf(host, sizeof host, "%.*s", (int)endpoint->host.len, endpoint->host.at);
     int error = getaddrinfo(*host ? host : NULL, endpoint->port, &hints, &list);
     if (error) {
-        log_line("-addr %s: cannot listen: %s", config->addr, gai_strerror(error));
+        log_line("-addr %s: the name does not resolve: %s; it must be name:port, ipv4:port, "
+                 "[ipv6]:port or :port",
+                 config->addr, gai_strerror(error));
         return 0;
     }
     for (const struct addrinfo *ai = list; ai && n < LISTENERS_MAX; ai = ai->ai_next) {
@@ -3821,15 +3919,26 @@ static int refuse_flags(const struct config *config) {
     bool has_client = fstat(STDIN_FILENO, &st) == 0 && S_ISSOCK(st.st_mode);
     choose_log(has_client);
     log_line("%s", flag_error);
-    if (has_client) {
+    if (has_client)
         serve(config);
-    } else {
-        write_usage(STDERR_FILENO);
-    }
+    else
+        log_line("nfprom -help lists the flags");
     return 2;
 }
 
 int main(int argc, char **argv) {
+/* Whether standard input can be no connection and asks nothing: /dev/null, or a file that is
+ * empty or at its end. So it is for cron, say. */
+static bool nobody_asks(void) {
+    struct stat in, null;
+    if (fstat(STDIN_FILENO, &in) != 0)
+        return false;
+    if (S_ISREG(in.st_mode))
+        return lseek(STDIN_FILENO, 0, SEEK_CUR) >= in.st_size;
+    return S_ISCHR(in.st_mode) && stat("/dev/null", &null) == 0 &&
+           in.st_rdev == null.st_rdev;
+}
+
     static struct config config;
     fill_standard_streams();
     set_signals();
@@ -3839,6 +3948,10 @@ int main(int argc, char **argv) {
     bool listens = *config.addr != '\0';
     bool prints = config.print || (!listens && isatty(STDIN_FILENO));
     choose_log(!listens && !prints);
+    if (!listens && !prints && nobody_asks()) {
+        wrong("standard input is no connection: -print is missing, or -addr");
+        return refuse_flags(&config);
+    }
     if (listens)
         return listen_and_serve(&config);
     return prints ? print_exposition(&config) : serve(&config);

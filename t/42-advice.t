@@ -1,0 +1,89 @@
+#!/usr/bin/perl
+
+# What to do about it: for each failure that people have met, the word that helps.
+
+use strict;
+use warnings;
+use Fcntl qw(:DEFAULT);
+use FindBin;
+use lib "$FindBin::Bin/lib";
+use Test::More;
+use NF;
+
+# ---- of iptables
+
+# A test: it fails like this, and the reason ends with this advice; with IPv6 the same way.
+sub advises {
+    my ($promise, $fails, $advice, @flags) = @_;
+    fake(%$fails);
+    answers(serve(get('/metrics'), flags => \@flags, limit => 40), 503, $promise, body => $advice);
+}
+
+my $RULE = '-A prometheus -p tcp';
+advises('rules without counters', { out => save($RULE) }, qr/unexpected line: \Q$RULE\E; the counters are missing: what stands in PATH as this command does not pass on -c$/m);
+advises('a banner before the table', { out => "Welcome to host\n" . filter_table('-p tcp') }, qr/unexpected line: Welcome to host; something else writes to the standard output/);
+advises('lines that end in CR', { out => filter_table('-p tcp') =~ s/\n/\r\n/gr }, qr/something else writes to the standard output of that command.*or changes its lines/);
+advises('a kernel without nf_tables', { err => "iptables-save v1.8.9 (nf_tables): Could not fetch rule set generation id: Invalid argument\n", status => 4 }, qr/; if this kernel has no nf_tables, use -variant legacy$/m);
+advises('... in other words', { err => "iptables-save v1.8.9 (nf_tables): Failed to initialize nft: Protocol not supported\n", status => 1 }, qr/; if this kernel has no nf_tables, use -variant legacy$/m);
+advises('... but not if rights are missing', { err => "iptables-save v1.8.9 (nf_tables): Could not fetch rule set generation id: Permission denied (you must be root)\n", status => 4 }, qr/CAP_NET_ADMIN/);
+advises('... nor if memory is', { err => "iptables-save v1.8.9 (nf_tables): Could not fetch rule set generation id: Memory allocation problem\n", status => 4 }, qr/; it needs more memory/);
+advises('a kernel without legacy tables', { err => "iptables-save v1.8.9 (legacy): Cannot initialize: Table does not exist (do you need to insmod?)\n", status => 1 },
+    qr/; if this kernel has no legacy tables, use -variant nft, or load their module \(RHEL: kernel-modules-extra\)$/m);
+advises('... without their module', { err => "modprobe: FATAL: Module ip_tables not found in directory /lib/modules/6.17\n", status => 3 }, qr/; if this kernel has no legacy tables, use -variant nft/);
+advises('legacy in the unit as shipped', { err => "iptables-save v1.8.9 (legacy): Cannot initialize: Address family not supported by protocol\n", status => 1 }, qr/; the legacy backend needs more than the unit allows: the drop-in legacy\.conf/);
+my $none = save({ chains => [':INPUT ACCEPT [1:1]'] });
+advises('no such chain',               { out => $none }, qr/no chain prometheus; make the chain with `.*; if it is in the other backend, use -variant nft or -variant legacy$/m);
+advises('... in legacy',               { out => $none =~ s/\(nf_tables\)/(legacy)/r }, qr/; if it is in nft, use -variant nft$/m, '-variant', 'legacy');
+advises('... in nft',                  { out => $none }, qr/; if it is in a legacy table, use -variant legacy$/m, '-variant', 'nft');
+advises('... in nft, with a warning',  { out => $none, err => "# Warning: iptables-legacy tables present, use iptables-legacy-save to see them\n" }, qr/; there are legacy tables too/, '-variant', 'nft');
+advises('two chains in one flag',      { out => $none }, qr/no chain a,b;.*; if several chains are meant, give -chain once for each$/m, '-chain', 'a,b');
+advises('a chain that is one',         { out => $none }, qr/no chain a;(?!.*once for each)/, '-chain', 'a');
+
+# ---- of both families at once
+
+{
+    fake(err => "no table of iptables here\n", status => 3);
+    fake6(err => "no table of ip6tables here\n", status => 3);
+    my $r = serve(get('/metrics'), flags => ['-ipv6']);
+    answers($r, 503, 'both families fail for one reason: it is told once', body => qr/\Aipv4, ipv6: `[^\n]*no table of iptables here[^\n]*\n\z/, stderr => qr/\Anfprom: ipv4, ipv6: [^\n]*\n\z/);
+    fake6(err => "no table of ip6tables, either\n", status => 3);
+    answers(serve(get('/metrics'), flags => ['-ipv6']), 503, '... two reasons are two lines', body => qr/\Aipv4: [^\n]*\nipv6: [^\n]*\n\z/, stderr => qr/\Anfprom: ipv4: [^\n]*\nnfprom: ipv6: [^\n]*\n\z/);
+    fake6(err => "no table of iptables here, and more\n", status => 3);
+    answers(serve(get('/metrics'), flags => ['-ipv6']), 503, '... also if one begins as the other', body => qr/\Aipv4: [^\n]*\nipv6: [^\n]*\n\z/, stderr => qr/\A(?:nfprom: [^\n]*\n){2}\z/);
+}
+
+# ---- of a start that nobody can have meant
+
+fake();
+fake6();
+{
+    open my $null, '<', '/dev/null' or die;
+    open my $empty, '<', spew("$DIR/empty", '') or die;
+    open my $asks, '<', spew("$DIR/asks", get('/-/healthy')) or die;
+    open my $read, '<', "$DIR/asks" or die;
+    seek $read, 0, 2;
+    sysseek $read, 0, 2;
+    for (['/dev/null', $null], ['an empty file', $empty], ['a file at its end', $read]) {
+        my ($what, $in) = @$_;
+        my $r = run(in => $in, limit => 40);
+        is("$r->{exit}|$r->{out}", '2|', "standard input is $what: exit 2");
+        like($r->{err}, qr/\Anfprom: [^\n]*-print is missing[^\n]*\nnfprom: [^\n]*-help[^\n]*\n\z/, '... and that -print is missing');
+    }
+    is(join(' ', commands()), '', '... and iptables is not run');
+    my $r = run(in => $asks, limit => 40);
+    like("$r->{exit}|$r->{out}", qr{\A0\|HTTP/1\.1 200 }, 'a file that holds a request gets its answer');
+    pipe my $nothing, my $closed or die;
+    close $closed;
+    $r = run(in => $nothing, limit => 40);
+    is("$r->{exit}|$r->{out}|$r->{err}", '0||', 'a connection that says nothing gets nothing');
+    open $null, '<', '/dev/null' or die;
+    is(run(in => $null, flags => ['-print'])->{exit}, 0, 'with -print it does not matter what standard input is');
+}
+{
+    my $r = run(flags => [qw(-addr nowhere.invalid:9914)], limit => 60);
+    is($r->{exit}, 1, '-addr with a name that does not resolve: exit 1');
+    like($r->{err}, qr/\Anfprom: -addr nowhere\.invalid:9914: the name does not resolve: .*; it must be name:port, ipv4:port, \[ipv6\]:port or :port\n\z/, '... and that it does not, and which forms there are');
+}
+
+none_left('no process is left of all this');
+done_testing;
