@@ -3397,7 +3397,8 @@ static void put_head(struct sink *sink, const struct exchange *exchange,
         put_string(sink, "Allow: GET, HEAD\r\n");
     put_format(sink, "Content-Type: %s; charset=utf-8\r\nContent-Length: %llu\r\n", type,
                (unsigned long long)length);
-    put_string(sink, "Connection: close\r\n\r\n");
+    put_string(sink, "Cache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\n"
+                     "Connection: close\r\n\r\n");
 }
 
 /* Sends an answer. The body is written to be counted, and then to be sent. The exit
@@ -3926,7 +3927,6 @@ static int refuse_flags(const struct config *config) {
     return 2;
 }
 
-int main(int argc, char **argv) {
 /* Whether standard input can be no connection and asks nothing: /dev/null, or a file that is
  * empty or at its end. So it is for cron, say. */
 static bool nobody_asks(void) {
@@ -3939,6 +3939,7 @@ static bool nobody_asks(void) {
            in.st_rdev == null.st_rdev;
 }
 
+int main(int argc, char **argv) {
     static struct config config;
     fill_standard_streams();
     set_signals();
@@ -3947,11 +3948,11 @@ static bool nobody_asks(void) {
         return refuse_flags(&config);
     bool listens = *config.addr != '\0';
     bool prints = config.print || (!listens && isatty(STDIN_FILENO));
-    choose_log(!listens && !prints);
     if (!listens && !prints && nobody_asks()) {
         wrong("standard input is no connection: -print is missing, or -addr");
         return refuse_flags(&config);
     }
+    choose_log(!listens && !prints);
     if (listens)
         return listen_and_serve(&config);
     return prints ? print_exposition(&config) : serve(&config);

@@ -515,6 +515,8 @@ sub _malformed {
     push @wrong, 'no Content-Length'                         unless defined $h->{'content-length'};
     push @wrong, 'no Connection: close'                      unless lc($h->{connection} || '') eq 'close';
     push @wrong, 'no Content-Type'                           unless $h->{'content-type'};
+    push @wrong, 'no Cache-Control: no-store'                unless ($h->{'cache-control'} || '') eq 'no-store';
+    push @wrong, 'no X-Content-Type-Options: nosniff'        unless ($h->{'x-content-type-options'} || '') eq 'nosniff';
     push @wrong, 'no Date in the form of RFC 9110'
         unless ($h->{date} || '') =~ /\A(Mon|Tue|Wed|Thu|Fri|Sat|Sun), \d\d [A-Z][a-z][a-z] \d{4} \d\d:\d\d:\d\d GMT\z/;
     my $length = $head ? 0 : $h->{'content-length'} || 0;
