@@ -120,6 +120,8 @@ for (
     ['chai',                     '-chai', 'x'],
     ['extra',                    'extra'],
     ['false',                    '-ipv6', 'false'],
+    ['ipv4',                     '-ipv4=false'],
+    ['ipv4',                     '-ipv4=false', '-list', '-print'],
 ) {
     my ($named, @flags) = @$_;
     my $what = flags(@flags) =~ s/\n/\\n/gr;

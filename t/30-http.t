@@ -65,6 +65,7 @@ for my $path ('/metrics', '/', '/-/healthy', '/nowhere') {
 # ---- what there is not
 
 fake();
+answers(serve(get('/nowhere')), 404, 'a 404 says which paths there are', body => qr{\AThere is /metrics here, /status, /-/healthy and /\.\n\z});
 for (
     # status, what a user is promised, the request
     [404, 'another path',                         get('/nowhere')],

@@ -301,6 +301,9 @@ for (
     }
     is(join('|', map { $_->{group} } @{ $page->{rows} }), join('|', ('IPv4, chain prometheus') x 3, ('IPv6, chain prometheus') x 3), '... and each family has a table');
     is(scalar grep({/^IPv[46] read at /} @{ $page->{paragraphs} }), 2, '... with its time');
+    $page = page('IPv6 alone', flags => [qw(-ipv4=false -ipv6)]);
+    is(join('|', map { $_->{group} } @{ $page->{rows} }), join('|', ('IPv6, chain prometheus') x 3), '... is shown alone');
+    is(join('|', grep {/IPv/} @{ $page->{paragraphs} }) =~ s/ at .*//r, 'IPv6 read', '... and no word of the other');
 
     # 200 rules of 2^64 - 1: 18446744073709551615 * 200.
     fake(out => save(map {"[$MAX:$MAX] -A prometheus -d 192.0.2.1/32 -m mark --mark $_ -j DROP"} 1 .. 200));

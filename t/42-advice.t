@@ -39,6 +39,10 @@ advises('... in nft, with a warning',  { out => $none, err => "# Warning: iptabl
 advises('two chains in one flag',      { out => $none }, qr/no chain a,b;.*; if several chains are meant, give -chain once for each$/m, '-chain', 'a,b');
 advises('a chain that is one',         { out => $none }, qr/no chain a;(?!.*once for each)/, '-chain', 'a');
 
+# What was said is whole lines, the last of them, however many there were.
+advises('many words', { err => join('', map {"line $_ of the words\n"} 1 .. 500), status => 3 }, qr/it said: (?:line \d+ of the words\n)+line 500 of the words$/);
+advises('one line without end', { err => 'x' x 5000, status => 3 }, qr/it said: x{900,1000}$/m);
+
 # ---- of both families at once
 
 {
