@@ -260,7 +260,7 @@ sub simple_rule {    # mostly one that the labels say
         push @parts, maybe(0.3) && $proto =~ /^(?:tcp|udp)$/ ? multiport($side) : ports_of($proto, maybe(0.9) ? $side : ());
         push @parts, { words => ['-m', $proto] } if !$g->{real} && maybe(0.1);
     } elsif (maybe(0.7)) {
-        push @parts, protocol(pick('tcp', 'udp', '50', 'icmp', 'esp', '47', '99') =~ s/^50$/esp/r =~ s/^47$/$g->{real} ? 'gre' : 47/er);
+        push @parts, protocol(pick('tcp', 'udp', '50', 'icmp', 'esp', '47', '99') =~ s/^50$/esp/r =~ s/^47$/$g->{gre} || 47/er);
         my $plain = $parts[-1]{says}[0][2];
         push @parts, { words => ['-m', $plain] } if $LOADS{$plain} && $plain ne 'icmp' && maybe(0.4);
         push @parts, { words => ['-m', 'icmp'] } if $plain eq 'icmp' && !$g->{real} && maybe(0.5);
@@ -348,11 +348,34 @@ sub five_labels {
 
 my $AS_IT_IS = sub { $_[0] };
 
+# Matches that say the same of a packet each time they are asked, and targets that let it go on as it was.
+my %STABLE = map { $_ => 1 } qw(tcp udp multiport icmp icmp6 sctp dccp udplite esp comment conntrack state mark addrtype iprange mac pkttype
+    physdev length ttl hl tos dscp ecn tcpmss policy);
+my %LEAVES = map { $_ => 1 } qw(LOG NFLOG ULOG TRACE AUDIT IDLETIMER LED RATEEST);
+
+# Whether a packet can come to a rule of a chain. The state: what was before it in the chain.
+sub is_unreachable {
+    my ($state, $labels, $match, $parts, $target) = @_;
+    my $n       = ++$state->{rules};
+    my $before  = $state->{last}{$labels};
+    my @words   = map { [given(@{ $_->{words} })] } grep { !$_->{target} && !defined $_->{comment} } @$parts;
+    my $turns   = grep { @$_ > 1 && ($_->[0] eq '-m' ? !$STABLE{ $_->[1] } : $_->[0] eq '!' && $_->[1] eq '-m') } @words;
+    $turns ||= grep { /\A--ct(?:status|expire)\z/ } map {@$_} @words;
+    my $again   = $before && $before->{n} > ($state->{rewritten} || 0) && $before->{closes} && $before->{match} eq $match;
+    my $closes  = $again || $target->{ends} && !$turns && $match !~ /[\x00-\x1f"&<>\\\x7f-\xff]/;
+    my $no_way  = $again || $state->{closed};
+    $state->{last}{$labels} = { n => $n, closes => $closes, match => $match };
+    $state->{closed} = 1 if $target->{ends} && $match eq '';
+    my @target = given(@{ $target->{words} || [] });
+    $state->{rewritten} = $n if @target && !$target->{ends} && !$LEAVES{ $target[1] };
+    return $no_way ? 1 : 0;
+}
+
 # name => its lines, for one chain of one family. The code is applied to the label `rule`. Each rule is {parts, packets, bytes}.
 sub expected {
     my ($common, $words, @rules) = @_;
-    my (%lines, %copies);
-    my %tally = map { $_ => 0 } qw(exported other duplicate nonterminal);
+    my (%lines, %copies, %state);
+    my %tally = map { $_ => 0 } qw(exported other duplicate nonterminal unreachable);
     for my $rule (@rules) {
         my @parts = @{ $rule->{parts} };
         my ($target) = grep { $_->{target} } @parts;
@@ -361,7 +384,9 @@ sub expected {
         my $text    = join ' ', grep { $_ ne '' } $match, printed(@{ $target->{words} || [] });
         my $comment = shown(join '; ', @said);
         my $five    = five_labels(@parts);
-        my $copy    = ++$copies{ $five ? told('', $five, '') : shown($match) };
+        my $labels_or_match = $five ? told('', $five, '') : shown($match);
+        my $copy    = ++$copies{$labels_or_match};
+        $tally{unreachable} += is_unreachable(\%state, $labels_or_match, $words->($match), \@parts, $target || {});
         my ($pair, $labels);
         if ($five && $copy == 1) {
             ($pair, $labels) = ('', { %$common, %$five });
@@ -376,7 +401,7 @@ sub expected {
         push @{ $lines{"${pair}${_}_total"} }, told("${pair}${_}_total", $labels, $rule->{$_}) for qw(packets bytes);
     }
     $lines{rules} = [map { told('rules', { %$common, kind => $_ }, $tally{$_}) } qw(exported other duplicate)];
-    $lines{nonterminal_rules} = [told('nonterminal_rules', $common, $tally{nonterminal})];
+    $lines{"${_}_rules"} = [told("${_}_rules", $common, $tally{$_})] for qw(nonterminal unreachable);
     return \%lines;
 }
 
@@ -384,7 +409,7 @@ my @PROMISES = (
     [[qw(packets_total bytes_total)], 'what the five labels express is one series for each rule, in the order of the chain, digit for digit'],
     [[qw(rule_packets_total rule_bytes_total)], 'all other rules are a series each by their words, duplicates by their number'],
     [['rule_info'], 'the comments are in rule_info'],
-    [[qw(rules nonterminal_rules)], 'the rules are counted by kind'],
+    [[qw(rules nonterminal_rules unreachable_rules)], 'the rules are counted by kind'],
     [[qw(policy_packets_total policy_bytes_total)], 'the policies of the built-in chains asked for are shown, and no other'],
 );
 
@@ -597,7 +622,9 @@ sub in_the_kernel {
     my $chain   = maybe(0.5) ? 'prometheus' : chain_name('flag');
     my @others  = grep { $_ ne $chain } 'other', 'prometheus2', '"x', '#a', '[0:0]', "\xff";
     iptables('', $command, '-t', $table, '-N', $_) for 'trial', 'other';
-    my %g = (family => $family, real => 1, sorted => $variant eq 'nft', others => \@others,
+    iptables('', $command, '-t', $table, qw(-A trial -p 47));
+    my ($gre) = (iptables('', $command, '-t', $table, qw(-S trial)))[1] =~ /-p (\S+)/;    # one release has a name where another has none
+    my %g = (family => $family, real => 1, gre => $gre, sorted => $variant eq 'nft', others => \@others,
         matches => taken($command, $table, usable($family, 1, @MATCHES)),
         targets => taken($command, $table, usable($family, 1, @TARGETS), 'target'));
     iptables('', $command, '-t', $table, @$_) for ['-F'], ['-X'];
