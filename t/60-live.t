@@ -138,11 +138,16 @@ for (@BOTH) {
 # ---- counters digit for digit
 
 my @numbers = qw(0 1 9007199254740993 9223372036854775808 18446744073709551614 18446744073709551615);
-for (grep { "@$_" ne 'nft 6' } @BOTH) {    # ip6tables-nft-restore 1.8.9 leaves zeros
+for (@BOTH) {
     my ($variant, $family) = @$_;
     my $port = 100;
     restore($family, $variant, join '', "*filter\n:prometheus - [0:0]\n",
         (map { $port++; "[$_:$numbers[-1 - ($port - 101)]] -A prometheus -p tcp -m tcp --dport $port\n" } @numbers), "COMMIT\n");
+    if (!grep { $_->[0] } saved_rules($family, $variant, 'prometheus')) {    # ip6tables-nft-restore 1.8.9
+        note("$variant, IPv$family: restore leaves zeros here");
+        flush_all();
+        next;
+    }
     my $e = exposition(one_shot(flags($variant, $family))->{body});
     for my $i (0 .. $#numbers) {
         my $series = seed_series($FAMILIES->{$family}, '', 'in', 'tcp', 101 + $i);
@@ -266,7 +271,7 @@ for (@BOTH) {
     is($answer->{status}, 200, "$name: all of them together are read") or diag($answer->{body});
     my $e = eval { exposition($answer->{body}) } || {};
     is($@, '', "$name: and are a valid exposition without a series twice");
-    my $zeros = $variant eq 'nft' && $family == 6;    # where counters cannot be set
+    my $zeros = !(saved_rules($family, $variant, 'prometheus'))[0][0];    # where counters cannot be set
     is_deeply(pairs($e), [sort map { $zeros ? '0:0' : "$_:" . $_ * 1000 } 1 .. $taken], "$name: each rule in exactly one series");
     my $kinds = 0;
     $kinds += $e->{nfprom_rules}{"kind=$_,l2proto=$f->{l2proto}"} for qw(exported other duplicate);
