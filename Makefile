@@ -1,6 +1,6 @@
 # nfprom: build, test, install, try out.
 #
-# Packagers set CC, CPPFLAGS, CFLAGS, LDFLAGS, PREFIX, SBINDIR, UNITDIR, SYSCONFDIR, XINETDDIR, DOCDIR and DESTDIR, or what GNU
+# Packagers set CC, CPPFLAGS, CFLAGS, LDFLAGS, PREFIX, SBINDIR, UNITDIR, SYSUSERSDIR, SYSCONFDIR, XINETDDIR, DOCDIR and DESTDIR, or what GNU
 # calls prefix, sbindir, sysconfdir and docdir. `make SAN=1` builds with the address and undefined-behaviour sanitizers.
 VERSION = 1.0.0
 
@@ -8,6 +8,7 @@ PREFIX ?= $(or $(prefix),/usr/local)
 SBINDIR ?= $(or $(sbindir),$(PREFIX)/sbin)
 # systemd reads units from /usr/local/lib and from /usr/lib; /etc/systemd stays the administrator's. Empty: nothing for systemd.
 UNITDIR ?= $(PREFIX)/lib/systemd/system
+SYSUSERSDIR ?= $(PREFIX)/lib/sysusers.d
 DOCDIR ?= $(or $(docdir),$(PREFIX)/share/doc/nfprom)
 SYSCONFDIR ?= $(or $(sysconfdir),/etc)
 XINETDDIR ?= $(SYSCONFDIR)/xinetd.d
@@ -100,6 +101,10 @@ bench: nfprom t/bench-run
 t/bench-run: t/bench.c parse.c parse.h .compiled-with
 	$(COMPILE) -o $@ t/bench.c parse.c
 
+# README's test command in a minimal root of each Debian release: bookworm, trixie, forky. As root, half an hour each.
+releases:
+	t/releases
+
 # What the tests notice: faults made by rule in parse.c and nfprom.c, a few seconds for most, two hours for 300 of them.
 # The same seed makes the same faults; t/mutate says how to run some of them again.
 MUTATE_COUNT ?= 300
@@ -110,19 +115,32 @@ mutate:
 PLACE = sed -i -e 's|/usr/local/sbin/|$(SBINDIR)/|' -e 's|/usr/local/share/doc/nfprom/|$(DOCDIR)/|' \
 	-e 's|/etc/default/|$(SYSCONFDIR)/default/|'
 
+# Each file is written under another name and renamed: whoever starts nfprom meanwhile finds the old one or the new one, whole.
+# $(call put,MODE,FILE,PLACE); put_named also lets it name the real places.
+put = $(INSTALL) -m $(1) $(2) "$(3).new" && mv -f "$(3).new" "$(3)"
+put_named = $(INSTALL) -m $(1) $(2) "$(3).new" && $(PLACE) "$(3).new" && mv -f "$(3).new" "$(3)"
+
 install: nfprom
 	$(INSTALL) -d "$(DESTDIR)$(SBINDIR)" "$(DESTDIR)$(DOCDIR)"
-	$(INSTALL) -m 755 nfprom "$(DESTDIR)$(SBINDIR)/nfprom"
-	$(INSTALL) -m 644 README.md "$(DESTDIR)$(DOCDIR)"
-	$(INSTALL) -m 644 xinetd/nfprom "$(DESTDIR)$(DOCDIR)/xinetd"
-	$(PLACE) "$(DESTDIR)$(DOCDIR)/xinetd"
+	$(call put,755,nfprom,$(DESTDIR)$(SBINDIR)/nfprom)
+	$(call put,644,README.md,$(DESTDIR)$(DOCDIR)/README.md)
+	$(call put_named,644,xinetd/nfprom,$(DESTDIR)$(DOCDIR)/xinetd)
 ifneq ($(UNITDIR),)
-	$(INSTALL) -d "$(DESTDIR)$(UNITDIR)" "$(DESTDIR)$(SYSCONFDIR)/default"
-	$(INSTALL) -m 644 systemd/nfprom.socket systemd/nfprom@.service "$(DESTDIR)$(UNITDIR)"
-	$(PLACE) "$(DESTDIR)$(UNITDIR)/nfprom.socket" "$(DESTDIR)$(UNITDIR)/nfprom@.service"
-	$(INSTALL) -m 644 systemd/legacy.conf "$(DESTDIR)$(DOCDIR)"
+	$(INSTALL) -d "$(DESTDIR)$(UNITDIR)" "$(DESTDIR)$(SYSUSERSDIR)" "$(DESTDIR)$(SYSCONFDIR)/default"
+	$(call put,644,systemd/nfprom.sysusers,$(DESTDIR)$(SYSUSERSDIR)/nfprom.conf)
+	@test -n "$(DESTDIR)" || ! command -v systemd-sysusers > /dev/null || systemd-sysusers "$(SYSUSERSDIR)/nfprom.conf"
+	$(call put,644,systemd/legacy.conf,$(DESTDIR)$(DOCDIR)/legacy.conf)
+	$(call put,644,systemd/sandbox.conf,$(DESTDIR)$(DOCDIR)/sandbox.conf)
+	$(call put,644,systemd/remote.conf,$(DESTDIR)$(DOCDIR)/remote.conf)
+	@! grep -qs '^ListenStream=9914' "$(DESTDIR)$(UNITDIR)/nfprom.socket" || { \
+		echo 'nfprom.socket listened on all addresses; from its next restart on it listens on loopback alone. To let a Prometheus'; \
+		echo 'server on another host ask, with its address in place of SERVER:'; \
+		echo '  sed s/192.0.2.10/SERVER/ $(DOCDIR)/remote.conf | install -D -m 644 /dev/stdin /etc/systemd/system/nfprom.socket.d/remote.conf &&' \
+			'systemctl daemon-reload && systemctl restart nfprom.socket'; }
+	$(call put_named,644,systemd/nfprom@.service,$(DESTDIR)$(UNITDIR)/nfprom@.service)
+	$(call put_named,644,systemd/nfprom.socket,$(DESTDIR)$(UNITDIR)/nfprom.socket)
 	test -e "$(DESTDIR)$(SYSCONFDIR)/default/nfprom" || \
-		$(INSTALL) -m 644 systemd/nfprom.default "$(DESTDIR)$(SYSCONFDIR)/default/nfprom"
+		{ $(call put,644,systemd/nfprom.default,$(DESTDIR)$(SYSCONFDIR)/default/nfprom); }
 endif
 
 # Apart, since what lies in xinetd's directory is served from its next reload on. Another file there is somebody's work.
@@ -130,16 +148,17 @@ install-xinetd: install
 	$(INSTALL) -d "$(DESTDIR)$(XINETDDIR)"
 	@new="$(DESTDIR)$(DOCDIR)/xinetd" old="$(DESTDIR)$(XINETDDIR)/nfprom"; \
 	if test -e "$$old" && ! cmp -s "$$new" "$$old"; then echo "$$old differs from $$new, and is left as it is"; \
-	else $(INSTALL) -m 644 "$$new" "$$old"; fi
+	else $(INSTALL) -m 644 "$$new" "$$old.new" && mv -f "$$old.new" "$$old"; fi
 
 # What `make install` brings, file by file: the directories may be others' too.
 uninstall:
 	rm -f "$(DESTDIR)$(SBINDIR)/nfprom" "$(DESTDIR)$(SYSCONFDIR)/default/nfprom" "$(DESTDIR)$(XINETDDIR)/nfprom" \
-		"$(DESTDIR)$(DOCDIR)/README.md" "$(DESTDIR)$(DOCDIR)/xinetd" "$(DESTDIR)$(DOCDIR)/legacy.conf"
+		"$(DESTDIR)$(DOCDIR)/README.md" "$(DESTDIR)$(DOCDIR)/xinetd" "$(DESTDIR)$(DOCDIR)/legacy.conf" \
+		"$(DESTDIR)$(DOCDIR)/sandbox.conf" "$(DESTDIR)$(DOCDIR)/remote.conf"
 	rmdir "$(DESTDIR)$(DOCDIR)" 2> /dev/null || true
 ifneq ($(UNITDIR),)
-	rm -f "$(DESTDIR)$(UNITDIR)/nfprom.socket" "$(DESTDIR)$(UNITDIR)/nfprom@.service"
-	rmdir "$(DESTDIR)$(UNITDIR)" "$(DESTDIR)$(dir $(UNITDIR))" 2> /dev/null || true
+	rm -f "$(DESTDIR)$(UNITDIR)/nfprom.socket" "$(DESTDIR)$(UNITDIR)/nfprom@.service" "$(DESTDIR)$(SYSUSERSDIR)/nfprom.conf"
+	rmdir "$(DESTDIR)$(UNITDIR)" "$(DESTDIR)$(dir $(UNITDIR))" "$(DESTDIR)$(SYSUSERSDIR)" 2> /dev/null || true
 endif
 
 run: nfprom
@@ -149,4 +168,4 @@ clean:
 	rm -f nfprom nfprom-*-linux-* t/parse t/fuzz t/series t/bench-run $(FUZZERS) .compiled-with
 	rm -rf t/finds
 
-.PHONY: force all release test lint fuzz bench mutate install install-xinetd uninstall run clean
+.PHONY: force all release releases test lint fuzz bench mutate install install-xinetd uninstall run clean

@@ -207,7 +207,8 @@ my %everywhere = ('etc/default/' => '0755', 'etc/' => '0755', 'usr/' => '0755');
 sub expected {
     my (%at) = @_;
     my %files = ("$at{sbin}/nfprom" => '0755', map { ($_ => '0644') } "$at{doc}/README.md", "$at{doc}/xinetd");
-    $files{$_} = '0644' for !$at{unit} ? () : ("$at{doc}/legacy.conf", "$at{unit}/nfprom.socket", "$at{unit}/nfprom\@.service", "$at{etc}/default/nfprom");
+    $files{$_} = '0644' for !$at{unit} ? () : (
+        (map {"$at{doc}/$_.conf"} qw(legacy sandbox remote)), "$at{unit}/nfprom.socket", "$at{unit}/nfprom\@.service", "$at{etc}/default/nfprom", "$at{users}/nfprom.conf");
     $files{$_} = '0644' for $at{xinetd} ? "$at{etc}/xinetd.d/nfprom" : ();
     for my $file (keys %files) { while ($file =~ m{/}g) { my $d = substr $file, 0, pos $file; $files{$d} = '0755' if $d ne '/' } }
     return \%files;
@@ -263,15 +264,15 @@ like($headers, qr/^ *GNU_RELRO /m,       '... relocations read-only');
 like($dynamic, qr/\bBIND_NOW\b|FLAGS_1.*\bNOW\b/, '... all of them, before main');
 like(readelf('-sW', "$tree/nfprom"), qr/\b__stack_chk_fail\b/, '... stacks guarded');
 installs('Debian', { env => {} }, ['PREFIX=/usr', 'INSTALL=install --strip-program=true'],
-    sbin => '/usr/sbin', doc => '/usr/share/doc/nfprom', etc => '/etc', unit => '/usr/lib/systemd/system');
+    sbin => '/usr/sbin', doc => '/usr/share/doc/nfprom', etc => '/etc', unit => '/usr/lib/systemd/system', users => '/usr/lib/sysusers.d');
 installs('from the environment, with xinetd', { env => { PREFIX => '/usr', SBINDIR => '/usr/bin', UNITDIR => '/lib/systemd/system', %debian } }, [],
-    sbin => '/usr/bin', doc => '/usr/share/doc/nfprom', etc => '/etc', unit => '/lib/systemd/system', xinetd => 1);
+    sbin => '/usr/bin', doc => '/usr/share/doc/nfprom', etc => '/etc', unit => '/lib/systemd/system', users => '/usr/lib/sysusers.d', xinetd => 1);
 installs('the default', {}, [],
-    sbin => '/usr/local/sbin', doc => '/usr/local/share/doc/nfprom', etc => '/etc', unit => '/usr/local/lib/systemd/system');
+    sbin => '/usr/local/sbin', doc => '/usr/local/share/doc/nfprom', etc => '/etc', unit => '/usr/local/lib/systemd/system', users => '/usr/local/lib/sysusers.d');
 installs('GNU names', {}, [qw(prefix=/opt/n sbindir=/opt/n/libexec sysconfdir=/opt/n/etc docdir=/opt/n/doc)],
-    sbin => '/opt/n/libexec', doc => '/opt/n/doc', etc => '/opt/n/etc', unit => '/opt/n/lib/systemd/system', xinetd => 1);
+    sbin => '/opt/n/libexec', doc => '/opt/n/doc', etc => '/opt/n/etc', unit => '/opt/n/lib/systemd/system', users => '/opt/n/lib/sysusers.d', xinetd => 1);
 installs('a folder for all documents, as by mistake', {}, [qw(PREFIX=/usr DOCDIR=/usr/share/doc)],
-    sbin => '/usr/sbin', doc => '/usr/share/doc', etc => '/etc', unit => '/usr/lib/systemd/system');
+    sbin => '/usr/sbin', doc => '/usr/share/doc', etc => '/etc', unit => '/usr/lib/systemd/system', users => '/usr/lib/sysusers.d');
 installs('Alpine: no systemd', {}, [qw(CC=gcc CFLAGS=-Os PREFIX=/usr UNITDIR=)],
     sbin => '/usr/sbin', doc => '/usr/share/doc/nfprom', etc => '/etc', unit => '');
 
@@ -292,6 +293,22 @@ made('make release by it', $tree, $openwrt, 'release', @cross);
 like(join('|', $cross->()), qr/ -static -s -o nfprom-\Q$VERSION\E-linux-mips [^|]*\z/, '... is called by its machine');
 made('make install of what was never built', tree('unbuilt'), $openwrt, 'install', "DESTDIR=$DIR/unbuilt-root", @cross);
 is(scalar(() = $cross->()), 1, '... builds it');
+
+# ---- who comes from 1.0.0, which listened on all addresses
+
+{
+    my $root = "$DIR/upgraded";
+    my $unit = "$root/usr/local/lib/systemd/system";
+    my $into = sub { my ($s, $t) = make($tree, $openwrt, '-s', 'install', "DESTDIR=$root"); is($s, 0, "make install $_[0]"); return $t };
+    is($into->('where nothing was'), '', '... says nothing');
+    is($into->('over itself'), '', '... says nothing');
+    spew("$unit/nfprom.socket", "[Socket]\nListenStream=9914\nAccept=yes\n");
+    my $said = $into->('over 1.0.0');
+    like($said, qr/listens on loopback alone/, '... says what changed');
+    like($said, qr{^  sed .*/remote\.conf \| install .*nfprom\.socket\.d/remote\.conf && systemctl daemon-reload && systemctl restart nfprom\.socket$}m, '... and the line that opens it');
+    unlike(slurp("$unit/nfprom.socket"), qr/^ListenStream=9914/m, '... which is needed');
+    is(join(' ', grep {/\.new\z/} keys %{ below($root) }), '', 'no other name of a file is left');
+}
 
 # ---- what an administrator wrote
 
