@@ -1845,8 +1845,8 @@ static bool lacks_nft(const struct failure *failure) {
 }
 
 static bool lacks_legacy(const struct failure *failure) {
-    return says(failure, "Table does not exist") || says(failure, "ip_tables not found") ||
-           says(failure, "ip6_tables not found");
+    return says(failure, "Table does not exist") ||
+           says(failure, "ip_tables not found") || says(failure, "ip6_tables not found");
 }
 
 /* The sandbox of the shipped unit allows netlink alone. */
@@ -2235,7 +2235,8 @@ static void add_doubt(struct family *family) {
                "a chain was printed without a rule, which iptables also does when it "
                "lacks memory; it was not confirmed: ");
     put_string(&text, family->reason);
-    put_limits(&text);
+    if (!strstr(family->reason, "there is a limit"))
+        put_limits(&text);
     end_text(&text);
     memcpy(family->reason, reason, sizeof family->reason);
 }
@@ -2246,6 +2247,13 @@ static bool has_limits(void) {
             return true;
     }
     return false;
+}
+
+static void tell_changes(struct family *family, int reads) {
+    snprintf(family->reason, sizeof family->reason,
+             "the ruleset changes while it is read: chains that had no rule in one of %d "
+             "reads had some in another",
+             reads);
 }
 
 /* Reads until what was read can be believed. iptables was seen to lose all rules of a chain, with
@@ -2272,6 +2280,7 @@ static bool read_believed(const struct config *config, struct family *family,
                 return true;
             seen_empty = empty;
             dialect = dialect == usual ? other : usual;
+            tell_changes(family, reads + 1);
         } else if (reading == READ_REFUSED && dialect != usual && !has_limits()) {
             other = dialect = usual;
             continue; /* it was no read */
@@ -2281,12 +2290,6 @@ static bool read_believed(const struct config *config, struct family *family,
             return false;
         }
         reads++;
-        if (reading == READ_WHOLE)
-            snprintf(
-                family->reason, sizeof family->reason,
-                "the ruleset changes while it is read: chains that had no rule in one "
-                "of %d reads had some in another",
-                reads);
         poll(NULL, 0, A_MOMENT);
     }
     return false;
@@ -3742,9 +3745,10 @@ static size_t listen_all(const struct config *config, struct pollfd *listeners) 
     snprintf(host, sizeof host, "%.*s", (int)endpoint->host.len, endpoint->host.at);
     int error = getaddrinfo(*host ? host : NULL, endpoint->port, &hints, &list);
     if (error) {
-        log_line("-addr %s: the name does not resolve: %s; it must be name:port, ipv4:port, "
-                 "[ipv6]:port or :port",
-                 config->addr, gai_strerror(error));
+        log_line(
+            "-addr %s: the name does not resolve: %s; it must be name:port, ipv4:port, "
+            "[ipv6]:port or :port",
+            config->addr, gai_strerror(error));
         return 0;
     }
     for (const struct addrinfo *ai = list; ai && n < LISTENERS_MAX; ai = ai->ai_next) {
