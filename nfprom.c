@@ -2135,8 +2135,10 @@ struct lock {
 };
 
 static void try_lock(struct lock *lock) {
-    if (!lock->is_first && lock->line >= 0)
-        lock->is_first = flock(lock->line, LOCK_EX | LOCK_NB) == 0;
+    if (!lock->is_first && lock->line >= 0) {
+        bool is_taken = flock(lock->line, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+        lock->is_first = !is_taken; /* (some file systems know no such lock) */
+    }
     if (lock->is_first || lock->line < 0)
         lock->held = lock->fd >= 0 && flock(lock->fd, LOCK_EX | LOCK_NB) == 0;
 }
