@@ -3937,8 +3937,9 @@ static int refuse_flags(const struct config *config) {
  * empty or at its end. So it is for cron, say. */
 static bool nobody_asks(void) {
     struct stat in, null;
-    if (fstat(STDIN_FILENO, &in) != 0)
-        return false;
+    bool is_filled = (fcntl(STDIN_FILENO, F_GETFL) & O_ACCMODE) == O_WRONLY;
+    if (is_filled || fstat(STDIN_FILENO, &in) != 0)
+        return false; /* it was closed: fill_standard_streams() */
     if (S_ISREG(in.st_mode))
         return lseek(STDIN_FILENO, 0, SEEK_CUR) >= in.st_size;
     return S_ISCHR(in.st_mode) && stat("/dev/null", &null) == 0 &&
