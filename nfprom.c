@@ -36,6 +36,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <netdb.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -97,7 +98,8 @@ enum {
     HOST_MAX = 255,  /* of -addr */
     VISIBLE_MAX = 4, /* bytes that stand for one that is not UTF-8 */
 
-    CONNECTIONS_MAX = 512, /* at once, with -addr */
+    CONNECTIONS_MAX = 256, /* at once, with -addr */
+    SOURCE_MAX = 8,        /* of them from one address */
     LISTENERS_MAX = 16,
     CAP_NET_ADMIN = 12, /* linux/capability.h, which not every libc's headers bring */
     CAPABILITY_VERSION_3 = 0x20080522
@@ -3786,10 +3788,59 @@ static _Noreturn void serve_connection(const struct config *config, int fd,
     _exit(serve(config));
 }
 
+/* Whence a connection comes: an IPv4 address or, since one host has all of it, the /64 of an
+ * IPv6 address. */
+struct source {
+    sa_family_t family;
+    unsigned char network[8];
+};
+
+static struct source source_of(const struct sockaddr_storage *peer) {
+    struct source source = {.family = peer->ss_family};
+    const struct sockaddr_in *in = (const struct sockaddr_in *)peer;
+    const struct sockaddr_in6 *in6 = (const struct sockaddr_in6 *)peer;
+    if (peer->ss_family == AF_INET)
+        memcpy(source.network, &in->sin_addr, sizeof in->sin_addr);
+    if (peer->ss_family == AF_INET6)
+        memcpy(source.network, &in6->sin6_addr, sizeof source.network);
+    return source;
+}
+
+/* The connections that are being answered, each by a process of its own. */
 struct children {
     unsigned n;
-    pid_t pids[CONNECTIONS_MAX];
+    struct child {
+        pid_t pid;
+        struct source source;
+    } all[CONNECTIONS_MAX];
 };
+
+/* Whether one more would be too many. */
+static bool is_crowded(const struct children *children, const struct source *source) {
+    unsigned same = 0;
+    for (unsigned i = 0; i < children->n; i++) {
+        const struct source *other = &children->all[i].source;
+        bool is_same =
+            other->family == source->family &&
+            memcmp(other->network, source->network, sizeof other->network) == 0;
+        same += is_same;
+    }
+    return children->n == CONNECTIONS_MAX || same >= SOURCE_MAX;
+}
+
+/* Takes back what has ended; to the first process of a container come the orphans of
+ * others too. */
+static void reap(struct children *children) {
+    for (;;) {
+        pid_t pid = waitpid(-1, NULL, WNOHANG);
+        if (pid <= 0)
+            return;
+        for (unsigned i = 0; i < children->n; i++) {
+            if (children->all[i].pid == pid)
+                children->all[i] = children->all[--children->n];
+        }
+    }
+}
 
 /* There is no descriptor, or no memory, for a connection that waits. */
 static bool is_shortage(int error) {
@@ -3804,16 +3855,25 @@ static void tell_shortage(const char *what) {
     told = *what != '\0';
 }
 
-/* Takes a connection, if there is one. False in a shortage: the caller waits a moment. */
+/* Takes a connection, if there is one; closes one that is too many. False in a shortage: the
+ * caller waits a moment. */
 static bool take_connection(const struct config *config, int listener,
                             const sigset_t *mask, struct children *children) {
     pid_t parent = getpid();
-    int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+    struct sockaddr_storage peer = {.ss_family = AF_UNSPEC};
+    socklen_t size = sizeof peer;
+    int fd = accept4(listener, (struct sockaddr *)&peer, &size, SOCK_CLOEXEC);
     if (fd < 0) {
         if (!is_shortage(errno))
             return true; /* it is gone again */
         tell_shortage("has to wait");
         return false;
+    }
+    struct source source = source_of(&peer);
+    reap(children);
+    if (is_crowded(children, &source)) {
+        close(fd);
+        return true;
     }
     pid_t child = fork();
     if (child == 0)
@@ -3821,22 +3881,8 @@ static bool take_connection(const struct config *config, int listener,
     tell_shortage(child < 0 ? "is lost, no process for it" : "");
     close(fd);
     if (child > 0)
-        children->pids[children->n++] = child;
+        children->all[children->n++] = (struct child){child, source};
     return child > 0;
-}
-
-/* Takes back what has ended; to the first process of a container come the orphans of
- * others too. */
-static void reap(struct children *children) {
-    for (;;) {
-        pid_t pid = waitpid(-1, NULL, WNOHANG);
-        if (pid <= 0)
-            return;
-        for (unsigned i = 0; i < children->n; i++) {
-            if (children->pids[i] == pid)
-                children->pids[i] = children->pids[--children->n];
-        }
-    }
 }
 
 /* Blocks them everywhere but in ppoll, which gets the empty mask. */
@@ -3857,9 +3903,8 @@ static void take_connections(const struct config *config, struct pollfd *listene
                              size_t n, const sigset_t *mask, struct children *children) {
     struct timespec moment = {.tv_nsec = 50L * 1000 * 1000};
     bool shortage = false;
-    bool is_full = children->n == CONNECTIONS_MAX; /* it waits for the end of a child */
-    int ready = ppoll(listeners, is_full ? 0 : n, NULL, mask);
-    for (size_t i = 0; i < n && ready > 0 && children->n < CONNECTIONS_MAX; i++) {
+    int ready = ppoll(listeners, n, NULL, mask);
+    for (size_t i = 0; i < n && ready > 0; i++) {
         if (!listeners[i].revents)
             continue;
         if (!take_connection(config, listeners[i].fd, mask, children))

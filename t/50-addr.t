@@ -16,9 +16,12 @@ use NF;
 my $HOST = '127.0.0.1';
 
 sub dial {
-    my ($port, $host) = @_;
-    return IO::Socket::IP->new(PeerHost => $host || $HOST, PeerPort => $port, Type => SOCK_STREAM, Timeout => 10);
+    my ($port, $host, $from) = @_;
+    return IO::Socket::IP->new(PeerHost => $host || $HOST, PeerPort => $port, Type => SOCK_STREAM, Timeout => 10, $from ? (LocalHost => $from) : ());
 }
+
+# So many connections, eight from each of as many addresses as it takes.
+sub crowd { my ($port, $count) = @_; return map { dial($port, $HOST, '127.0.1.' . (1 + int $_ / 8)) } 0 .. $count - 1 }
 
 sub free_port {
     my ($host) = @_;
@@ -152,7 +155,7 @@ ends($l, 'after some requests');
 fake(run => "sleep 1\ncat \$OUT");
 $l = listener(flags => ['-timeout', '55s']);
 {
-    my @socks = map { dial($l->{port}) } 1 .. 100;
+    my @socks = crowd($l->{port}, 100);
     is(scalar(grep {defined} @socks), 100, 'a hundred connections at the same time are taken');
     syswrite $_, get('/metrics') for grep {defined} @socks;
     my $good = 0;
@@ -174,12 +177,42 @@ ends($l, 'after a hundred at once');
 
 $l = listener(flags => ['-timeout', '50s']);
 {
-    my @silent = map { dial($l->{port}) } 1 .. 20;
-    my $begin = time;
-    my $r = ask($l, '/metrics', limit => 40);
-    answers($r, 200, 'twenty silent connections do not keep another waiting');
-    cmp_ok(time - $begin, '<', 30, '... until their deadline');
-    ends($l, 'with twenty silent connections');
+    my $outcome = sub { my $s = dial($l->{port}, @_) or return 'no connection'; return converse($s, get('/metrics'), limit => 40)->{status} || 'closed' };
+    my @silent = map { dial($l->{port}, $HOST, '127.0.0.2') } 1 .. 8;
+    ok(patiently(sub { children($l->{pid}) == 8 }), 'eight silent connections from one address are taken');
+    is($outcome->($HOST, '127.0.0.2'), 'closed', '... a ninth is closed at once');
+    is($outcome->($HOST, '127.0.0.3'), 200, '... and another address is answered without waiting');
+    push @silent, crowd($l->{port}, 248);
+    ok(patiently(sub { children($l->{pid}) == 256 }), '256 silent connections from 32 addresses are taken');
+    is($outcome->($HOST, '127.0.0.3'), 'closed', '... one more is closed at once');
+    close $_ for splice @silent, 0, 8;
+    ok(patiently(sub { $outcome->($HOST, '127.0.0.2') eq 200 }), '... and when some are gone others have their places');
+    ends($l, 'with many silent connections');
+}
+SKIP: {
+    # Of IPv6 a host has a whole network.
+    need_root(4);
+    skip_or_fail('no network namespace here', 4) unless system('unshare', '-n', 'true') == 0;
+    my $script = spew("$DIR/ipv6.pl", <<'PERL');
+use strict; use warnings; use IO::Socket::IP; use Time::HiRes 'sleep';
+my ($program) = @ARGV;
+system 'ip link set lo up; for a in 2001:db8:1::1 2001:db8:1::2 2001:db8:1::9 2001:db8:2::1; do ip address add $a/128 dev lo nodad; done';
+my $pid = fork // die; exec $program, '-addr', '[::]:9914', '-timeout', '5m' if !$pid;
+sub dial { return IO::Socket::IP->new(PeerHost => '2001:db8:1::9', PeerPort => 9914, LocalHost => $_[0], Timeout => 30) }
+sub ask { my $s = dial(@_) or return 'none'; syswrite $s, "GET /-/healthy HTTP/1.0
+
+"; sysread $s, my $line, 15 or return 'closed'; return $line }
+sub children { return split ' ', do { open my $f, '<', "/proc/$pid/task/$pid/children"; <$f> // '' } }
+for (1 .. 600) { last if dial('2001:db8:2::1'); sleep 0.1 }
+for (1 .. 600) { last if !children(); sleep 0.1 }
+my @silent = map { dial('2001:db8:1::' . (1 + $_ % 2)) } 1 .. 8;
+for (1 .. 600) { last if children() == 8; sleep 0.1 }
+print join('|', map { ask($_) } '2001:db8:1::1', '2001:db8:1::9', '2001:db8:2::1'), "
+";
+kill TERM => $pid; waitpid $pid, 0;
+PERL
+    is(`unshare -n '$^X' '$script' '$NFPROM' 2>&1`, "closed|closed|HTTP/1.1 200 OK
+", 'IPv6: eight connections from a /64, another /64 is answered');
 }
 
 # ---- SIGTERM in the middle
