@@ -33,6 +33,7 @@
 #define _GNU_SOURCE
 #include "parse.h"
 
+#include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <netdb.h>
@@ -676,12 +677,14 @@ struct sink {
     char *window;
     size_t size, used;
     uint64_t passed; /* bytes that were written and are not in the window */
+    uint64_t sent;   /* of these, bytes that standard output has taken */
     void (*overflow)(struct sink *sink, const char *at, size_t len);
     void (*empty)(struct sink *sink); /* does something with what is in the window */
     usec deadline;                    /* of what is sent */
     enum outcome {
         SINK_GOOD,
         SINK_CLIENT_GONE,
+        SINK_LATE, /* the client did not read it all until the deadline */
         SINK_FAILED
     } outcome;
 };
@@ -3348,7 +3351,7 @@ static ssize_t send_some(const char *at, size_t len, usec deadline) {
 }
 
 /* Sends what is in the window. When the client is gone, or does not read until the
- * deadline, there is nobody to tell, and all else is forgotten. */
+ * deadline, all else is forgotten. */
 static void send_window(struct sink *sink) {
     struct pollfd fd = {.fd = STDOUT_FILENO, .events = POLLOUT};
     size_t sent = 0;
@@ -3362,7 +3365,7 @@ static void send_window(struct sink *sink) {
             bool late =
                 poll(&fd, 1, ms_until(sink->deadline)) == 0 || now() >= sink->deadline;
             if (late)
-                sink->outcome = SINK_CLIENT_GONE;
+                sink->outcome = SINK_LATE;
         } else if (client_gone(errno)) {
             sink->outcome = SINK_CLIENT_GONE;
         } else {
@@ -3370,7 +3373,31 @@ static void send_window(struct sink *sink) {
             sink->outcome = SINK_FAILED;
         }
     }
+    sink->sent += sent;
     forget_window(sink);
+}
+
+/* The address of the client, in words; empty if it has none. */
+static void name_client(char to[INET6_ADDRSTRLEN]) {
+    struct sockaddr_storage peer = {.ss_family = AF_UNSPEC};
+    const struct sockaddr_in *in = (const struct sockaddr_in *)&peer;
+    const struct sockaddr_in6 *in6 = (const struct sockaddr_in6 *)&peer;
+    socklen_t size = sizeof peer;
+    to[0] = '\0';
+    if (getpeername(STDOUT_FILENO, (struct sockaddr *)&peer, &size) != 0)
+        return;
+    if (peer.ss_family == AF_INET)
+        inet_ntop(AF_INET, &in->sin_addr, to, INET6_ADDRSTRLEN);
+    if (peer.ss_family == AF_INET6)
+        inet_ntop(AF_INET6, &in6->sin6_addr, to, INET6_ADDRSTRLEN);
+}
+
+/* An answer was cut: who wonders at it reads the log. (Who closes early knows.) */
+static void log_slow_client(const struct sink *sink) {
+    char client[INET6_ADDRSTRLEN];
+    name_client(client);
+    log_line("the client %s did not read in time: it got %llu of %llu bytes", client,
+             (unsigned long long)sink->sent, (unsigned long long)written_to(sink));
 }
 
 /* Half-closes, then reads what the client still sends: a close with unread input would
@@ -3430,6 +3457,8 @@ static int answer(const struct exchange *exchange, int code, struct body body) {
     send_window(&sink);
     if (sink.outcome == SINK_GOOD)
         drain(exchange->deadline);
+    if (sink.outcome == SINK_LATE)
+        log_slow_client(&sink);
     return sink.outcome == SINK_FAILED ? 1 : 0;
 }
 

@@ -179,6 +179,15 @@ for (
     is(scalar series($r->{series} || [], 'nfprom_packets_total'), $rules, "... at $who: every rule");
 }
 
+{
+    # What it reads behind the deadline is the part that the kernel had taken.
+    my $r = serve([get('/metrics'), \4, ''], flags => ['-timeout', '2s'], rcvbuf => 4096, read_last => 1, limit => 60);
+    is($r->{exit}, 0, 'a client that does not read in time: exit 0');
+    my ($got, $all) = $r->{stderr} =~ /\Anfprom: the client 127\.0\.0\.1 did not read in time: it got (\d+) of (\d+) bytes\n\z/;
+    is($got // $r->{stderr}, length $r->{raw}, '... and a line for the log that says how much it got');
+    cmp_ok($all // 0, '>', 2_000_000, '... of how much');
+}
+
 # ---- clients that go away
 
 for my $sigpipe ('DEFAULT', 'IGNORE') {
