@@ -28,8 +28,8 @@ sub runs {
 
 runs('IPv4, the table filter, counters', '',                      'iptables-save -c -t filter');
 runs('with IPv6',              '-ipv6',                           'iptables-save -c -t filter', 'ip6tables-save -c -t filter');
-runs('a boolean with a value', "-ipv6=$_",                        'iptables-save -c -t filter', 'ip6tables-save -c -t filter') for qw(true 1 t);
-runs('a boolean with a value', "-ipv6=$_",                        'iptables-save -c -t filter') for qw(false 0 f);
+runs('a boolean with a value', "-ipv6=$_",                        'iptables-save -c -t filter', 'ip6tables-save -c -t filter') for qw(true TRUE True 1 t T);
+runs('a boolean with a value', "-ipv6=$_",                        'iptables-save -c -t filter') for qw(false FALSE False 0 f F);
 runs('IPv6 alone',             '-ipv4=false -ipv6',               'ip6tables-save -c -t filter');
 runs('two dashes',             '--ipv4=0 --ipv6',                 'ip6tables-save -c -t filter');
 runs('the last one counts',    '-ipv6 -ipv6=false',               'iptables-save -c -t filter');
@@ -262,6 +262,11 @@ SKIP: {
 none_left('no process is left of all this');
 # Where both streams go to one pipe, as into a pager, the message is not taken for one that a client must not see.
 like(`'$NFPROM' -nonsense < /dev/null 2>&1`, qr/\Anfprom: -nonsense: no such flag\n/, 'with 2>&1 the reason is there');
+
+for my $flag (qw(-version -help)) {
+    open my $full, '>', '/dev/full' or die "/dev/full: $!";
+    is(run(flags => [$flag], out => $full)->{exit}, 1, "$flag that cannot be written: exit 1");
+}
 
 # Whoever reads may have set the pipe not to block, and be slow.
 {
