@@ -1659,6 +1659,7 @@ struct family {
     const struct family_kind *kind;
     bool enabled, success, timed_out;
     usec duration;
+    usec lock_time; /* of it, waiting for the lock of the legacy tables */
     struct facts facts;
     char reason[REASON_MAX]; /* why there is no success */
 };
@@ -1668,6 +1669,8 @@ struct report {
     const struct config *config;
     struct family families[FAMILIES];
     time_t read_at;
+    usec whole_time;   /* of the exchange, to its deadline */
+    usec request_time; /* of it, until the request had come */
 };
 
 /* Whether a command that this process starts will have CAP_NET_ADMIN: root has, others if
@@ -2205,7 +2208,9 @@ static enum reading read_safely(const struct config *config, struct family *fami
         is_legacy = rs->opened && !rs->nft;
     }
     if (!is_safe && is_legacy && !family->timed_out) {
+        usec asked = now();
         wait_for_lock(&lock, deadline);
+        family->lock_time += now() - asked;
         if (lock.held) {
             reading = run_once(config, family, rs, dialect, deadline);
         } else {
@@ -3543,6 +3548,30 @@ static void put_status_page(struct sink *sink, const void *report) {
     put_page(sink, report);
 }
 
+static void put_seconds(struct sink *sink, usec time) {
+    put_format(sink, "%lld.%03lld s", time / SECOND, time / MS % 1000);
+}
+
+/* If time was short, where it went. */
+static void put_times(struct sink *sink, const struct report *report) {
+    const struct family *families = report->families;
+    if (!families[IPV4].timed_out && !families[IPV6].timed_out)
+        return;
+    put_string(sink, "Of ");
+    put_seconds(sink, report->whole_time);
+    put_string(sink, " the request took ");
+    put_seconds(sink, report->request_time);
+    for (size_t i = 0; i < FAMILIES; i++) {
+        if (!families[i].enabled)
+            continue;
+        put_format(sink, ", %s ", families[i].kind->label.at);
+        put_seconds(sink, families[i].duration);
+        put_string(sink, ", of these waiting for the lock ");
+        put_seconds(sink, families[i].lock_time);
+    }
+    put_string(sink, ".\n");
+}
+
 /* Why there is no exposition. */
 static void put_reasons(struct sink *sink, const void *of) {
     const struct report *report = of;
@@ -3555,6 +3584,7 @@ static void put_reasons(struct sink *sink, const void *of) {
         put_string(sink, report->families[i].reason);
         put_string(sink, "\n");
     }
+    put_times(sink, report);
 }
 
 /* The deadline of a scrape, which the scraper may have shortened. */
@@ -3576,6 +3606,8 @@ static int answer_scrape(const struct exchange *exchange, struct body body,
     struct exchange shorter = *exchange;
     shorter.deadline = scrape_deadline(exchange);
     usec for_sending = (shorter.deadline - shorter.started) / SENDING_DIVISOR;
+    report.whole_time = shorter.deadline - shorter.started;
+    report.request_time = now() - shorter.started;
     int status = scrape(exchange->config, &report, shorter.deadline - for_sending);
     bool success = status == 200;
     report.read_at = time(NULL);

@@ -56,6 +56,27 @@ advises('one line without end', { err => 'x' x 5000, status => 3 }, qr/it said: 
     answers(serve(get('/metrics'), flags => ['-ipv6']), 503, '... also if one begins as the other', body => qr/\Aipv4: [^\n]*\nipv6: [^\n]*\n\z/, stderr => qr/\A(?:nfprom: [^\n]*\n){2}\z/);
 }
 
+# ---- of an exchange that was out of time
+
+{
+    my $s = qr/\d+\.\d{3} s/;
+    my $lock = qr/, of these waiting for the lock $s/;
+    fake(sleep => 86_399);
+    fake6();
+    answers(serve(get('/metrics', 'X-Prometheus-Scrape-Timeout-Seconds: 2.5'), limit => 60), 504, 'a 504 says where the time went',
+        body => qr/^Of 2\.000 s the request took $s, ipv4 $s$lock\.\n\z/m, stderr => qr/\Anfprom: ipv4: [^\n]*\n\z/);
+    answers(serve([substr(get('/metrics'), 0, 20), \0.7, substr get('/metrics'), 20], flags => [qw(-timeout 3s)], limit => 60), 504, '... also if the request came late',
+        body => qr/^Of 3\.000 s the request took (?:0\.[4-9]|[12]\.)\d+ s, ipv4 $s$lock\.\n\z/m);
+    fake6(sleep => 86_399);
+    answers(serve(get('/metrics'), flags => [qw(-ipv6 -timeout 2s)], limit => 60), 504, '... of both families',
+        body => qr/^Of 2\.000 s the request took $s, ipv4 $s$lock, ipv6 $s$lock\.\n\z/m);
+    fake(status => 3);
+    fake6(status => 3);
+    unlike(serve(get('/metrics'), flags => ['-ipv6'])->{body}, qr/the request took/, 'a failure that was none of time says nothing of it');
+}
+fake();
+fake6();
+
 # ---- of a start that nobody can have meant
 
 fake();
