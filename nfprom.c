@@ -2822,7 +2822,7 @@ static const char page_style[] =
     "tbody th{overflow-wrap:anywhere}\n"
     "code{display:block;font-size:.85em;opacity:.85}\n"
     "small{display:block}\n"
-    "i{display:block;height:.5rem;background:var(--bar)}\n";
+    "svg{display:block;width:100%;height:.5rem;fill:var(--bar)}\n";
 
 /* On a narrow screen a row is a block of its own: each cell says in words what it is. */
 static const char page_style_narrow[] =
@@ -3023,7 +3023,8 @@ static void put_share_cell(struct sink *sink, const struct row *row) {
         return;
     }
     double share = row->all > 0 ? 100 * size_of(&row->bytes) / row->all : 0;
-    put_format(sink, "%.1f %%<i style=\"width:%.1f%%\"></i>", share, share);
+    put_format(sink, "%.1f %%<svg><rect width=\"%.1f%%\" height=\"100%%\"></rect></svg>",
+               share, share);
 }
 
 #define ALIGN_NUMBER "text-align:right;white-space:nowrap"
@@ -3055,10 +3056,9 @@ static void put_cell(struct sink *sink, const struct column *column,
     column->put(sink, row);
 }
 
-static void put_page_head(struct sink *sink) {
-    put_string(sink, "<!DOCTYPE html>\n<html lang=en><meta charset=utf-8>"
-                     "<meta name=viewport content=\"width=device-width\">\n"
-                     "<title>nfprom</title>\n<style>\n");
+/* The text of the style element. */
+static void put_style(struct sink *sink) {
+    put_string(sink, "\n");
     put_string(sink, page_style);
     for (size_t i = 0; i < COUNT(columns); i++) {
         put_format(sink, "th.%s{%s}td.%s{%s}\n", columns[i].name, columns[i].head_style,
@@ -3070,7 +3070,21 @@ static void put_page_head(struct sink *sink) {
         put_format(sink, "td.%s::before{content:'%s '}\n", columns[i].name,
                    columns[i].heading);
     }
-    put_string(sink, "}\n</style>\n<h1>nfprom</h1>\n");
+    put_string(sink, "}\n");
+}
+
+/* What put_style() writes, to a browser, which takes no other style, and nothing else that is not
+ * text. When the style changes, t/37 says what its hash is. */
+static const char page_policy[] =
+    "default-src 'none'; style-src 'sha256-Ij6MPLfmYqtfQOKPEXASWeRoZPMIsanfuG/EAmDka4k='; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'";
+
+static void put_page_head(struct sink *sink) {
+    put_string(sink, "<!DOCTYPE html>\n<html lang=en><meta charset=utf-8>"
+                     "<meta name=viewport content=\"width=device-width\">\n"
+                     "<title>nfprom</title>\n<style>");
+    put_style(sink);
+    put_string(sink, "</style>\n<h1>nfprom</h1>\n");
     put_string(sink, page_units);
 }
 
@@ -3282,11 +3296,12 @@ struct exchange {
 };
 
 /* What an answer says: a media type, and a view that writes it. It is written twice, and
- * has to be the same each time. */
+ * has to be the same each time. A page also has a Content-Security-Policy. */
 struct body {
     const char *type;
     void (*put)(struct sink *sink, const void *of);
     const void *of;
+    const char *policy; /* NULL: none */
 };
 
 static void put_plain_text(struct sink *sink, const void *text) {
@@ -3425,7 +3440,8 @@ static void drain(usec deadline) {
 /* ---- answering */
 
 static void put_head(struct sink *sink, const struct exchange *exchange,
-                     const struct status *status, const char *type, uint64_t length) {
+                     const struct status *status, const struct body *body,
+                     uint64_t length) {
     char date[sizeof "Thu, 01 Jan 1970 00:00:00 GMT" + 20];
     struct tm tm;
     strftime(date, sizeof date, "%a, %d %b %Y %H:%M:%S GMT",
@@ -3434,8 +3450,10 @@ static void put_head(struct sink *sink, const struct exchange *exchange,
                date);
     if (status->code == 405)
         put_string(sink, "Allow: GET, HEAD\r\n");
-    put_format(sink, "Content-Type: %s; charset=utf-8\r\nContent-Length: %llu\r\n", type,
-               (unsigned long long)length);
+    put_format(sink, "Content-Type: %s; charset=utf-8\r\nContent-Length: %llu\r\n",
+               body->type, (unsigned long long)length);
+    if (body->policy)
+        put_format(sink, "Content-Security-Policy: %s\r\n", body->policy);
     put_string(sink, "Cache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\n"
                      "Connection: close\r\n\r\n");
 }
@@ -3448,7 +3466,7 @@ static int answer(const struct exchange *exchange, int code, struct body body) {
     uint64_t length = written_to(&count);
 
     struct sink sink = begin_stream(send_window, exchange->deadline);
-    put_head(&sink, exchange, find_status(code), body.type, length);
+    put_head(&sink, exchange, find_status(code), &body, length);
     if (!exchange->head_only) {
         uint64_t head = written_to(&sink);
         body.put(&sink, body.of);
@@ -3469,7 +3487,8 @@ static int answer(const struct exchange *exchange, int code, struct body body) {
 
 /* The answer that a status is by itself, or a text. */
 static int answer_text(const struct exchange *exchange, int code, const char *text) {
-    return answer(exchange, code, (struct body){"text/plain", put_plain_text, text});
+    return answer(exchange, code,
+                  (struct body){"text/plain", put_plain_text, text, NULL});
 }
 
 static int answer_status(const struct exchange *exchange, int code) {
@@ -3514,7 +3533,8 @@ static void put_landing_page(struct sink *sink, const void *of) {
 }
 
 static int answer_landing(const struct exchange *exchange) {
-    return answer(exchange, 200, (struct body){"text/html", put_landing_page, NULL});
+    return answer(exchange, 200,
+                  (struct body){"text/html", put_landing_page, NULL, page_policy});
 }
 
 static int answer_healthy(const struct exchange *exchange) {
@@ -3533,7 +3553,7 @@ static void put_paths(struct sink *sink, const void *of) {
 }
 
 static int answer_not_found(const struct exchange *exchange) {
-    return answer(exchange, 404, (struct body){"text/plain", put_paths, NULL});
+    return answer(exchange, 404, (struct body){"text/plain", put_paths, NULL, NULL});
 }
 
 static void put_text_format(struct sink *sink, const void *report) {
@@ -3617,12 +3637,13 @@ static int answer_scrape(const struct exchange *exchange, struct body body,
 }
 
 /* (answer_scrape() says of what: the report.) */
-static const struct body reasons = {"text/plain", put_reasons, NULL};
+static const struct body reasons = {"text/plain", put_reasons, NULL, NULL};
 
 static int answer_metrics(const struct exchange *exchange) {
-    static const struct body text = {"text/plain; version=0.0.4", put_text_format, NULL};
+    static const struct body text = {"text/plain; version=0.0.4", put_text_format, NULL,
+                                     NULL};
     static const struct body openmetrics = {"application/openmetrics-text; version=1.0.0",
-                                            put_openmetrics, NULL};
+                                            put_openmetrics, NULL, NULL};
     const struct request *request = &exchange->request;
     bool prefers_openmetrics = request->openmetrics.quality > request->text.quality;
     return answer_scrape(exchange, prefers_openmetrics ? openmetrics : text, reasons);
@@ -3630,7 +3651,7 @@ static int answer_metrics(const struct exchange *exchange) {
 
 /* The page says itself what could not be read. */
 static int answer_page(const struct exchange *exchange) {
-    static const struct body page = {"text/html", put_status_page, NULL};
+    static const struct body page = {"text/html", put_status_page, NULL, page_policy};
     return answer_scrape(exchange, page, page);
 }
 

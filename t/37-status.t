@@ -6,6 +6,7 @@
 use strict;
 use warnings;
 use utf8;
+use Digest::SHA ();
 use Encode ();
 use FindBin;
 use lib "$FindBin::Bin/lib";
@@ -47,7 +48,8 @@ my %ELEMENTS = (
     li      => { in => 'ul', omit => 'li' },
     br      => { in => $PHRASING, void => 1 },
     a       => { in => $PHRASING, attributes => 'href' },
-    i       => { in => $PHRASING, attributes => 'style role' },
+    svg     => { in => $PHRASING },
+    rect    => { in => 'svg', attributes => 'width height' },
     time    => { in => $PHRASING, attributes => 'datetime' },
     (map { $_ => { in => $PHRASING, attributes => 'id' } } qw(code strong em b small span)),
 );
@@ -89,8 +91,7 @@ sub read_html {
                 die "the attribute $attribute twice\n" if exists $attributes{$attribute};
                 die "an ampersand in $attribute\n"     if $value =~ /[&<]/;
                 die "the id $value twice\n"            if $attribute eq 'id' && $ids{$value}++;
-                die "the style $value\n"               if $attribute eq 'style' && $value !~ /\Awidth:(\d+\.\d)%\z/;
-                die "the style $value\n"               if $attribute eq 'style' && $1 > 100;
+                die "the width $value\n"               if $attribute eq 'width' && ($value !~ /\A(\d+\.\d)%\z/ || $1 > 100);
                 die "the link $value\n"                if $attribute eq 'href' && $value !~ m{\A[/#]?[a-z#-]*\z};
                 $attributes{$attribute} = $value;
             }
@@ -169,11 +170,11 @@ sub read_table {
             }
             die "a head among the cells\n" if grep { $_->{name} ne 'td' } @cells;
             my ($packets, $bytes, $share) = map { spaced(text_in($_)) } splice @cells, -3;
-            my ($bar, $another) = below($tr, 'i');
+            my ($bar, $another) = below($tr, 'rect');
             my @marks = map { text_in($_) } below($head, 'small');
             my $goes_on = grep { $_ eq 'goes on' } @marks;
             die "not one bar\n" if $goes_on ? $bar : !$bar || $another;
-            my ($width) = $goes_on ? () : $bar->{attributes}{style} =~ /([\d.]+)/;
+            my ($width) = $goes_on ? () : $bar->{attributes}{width} =~ /([\d.]+)/;
             die "a share of $share\n" if $share ne ($goes_on ? $NONE : "$width %");
             my ($code) = below($head, 'code');
             my @comment = grep { !ref $_ || $_->{name} !~ /\A(?:code|small)\z/ } @{ $head->{children} };
@@ -189,6 +190,17 @@ sub read_table {
     }
 }
 
+# What a browser may do with a page: a test that it is its own style alone, known by its hash.
+sub has_policy {
+    my ($r, $promise) = @_;
+    my ($style) = $r->{body} =~ m{<style>(.*?)</style>}s;
+    my $hash = Digest::SHA::sha256_base64($style // '');
+    $hash .= '=' while length($hash) % 4;
+    my %policy = map { /\A(\S+) (.*)\z/ ? ($1 => $2) : () } split /; /, $r->{headers}{'content-security-policy'} // '';
+    is($policy{'default-src'}, "'none'", "$promise: nothing is loaded");
+    is($policy{'style-src'}, "'sha256-$hash'", "$promise: but its own style") if defined $style;
+}
+
 # A row of a rule on one line.
 sub line { my ($row) = @_; return join ' | ', $row->{comment}, $row->{rule}, @{ $row->{cells} }, @$row{qw(packets bytes share)} }
 
@@ -198,6 +210,7 @@ sub page {
     my $r = serve(get($o{path} || '/status'), flags => $o{flags} || [], limit => $o{limit});
     answers($r, $o{status} || 200, $promise);
     is($r->{headers}{'content-type'}, 'text/html; charset=utf-8', "... $promise: HTML");
+    has_policy($r, "... $promise");
     my $page = eval { read_page($r->{body}) };
     is($@, '', "... $promise: to the letter");
     return $page || { paragraphs => [], rows => [], totals => {}, heads => [], broken => 1 };
@@ -538,7 +551,7 @@ sub show_page {
 }
 
 my $ROWS = q{JSON.stringify([...document.querySelectorAll('table tr')].map(r => [...r.cells].map(c => c.textContent.trim())))};
-my $ALIEN = q{document.querySelectorAll('script,img,iframe,link,object,embed,svg,a,form,[src],[href]').length +
+my $ALIEN = q{document.querySelectorAll('script,img,iframe,link,object,embed,svg:not(td.share > svg),a,form,[src],[href],[style]').length +
     [...document.querySelectorAll('*')].filter(e => [...e.attributes].some(a => a.name.startsWith('on'))).length};
 my $OVERFLOW = q{[document.documentElement.scrollWidth - document.documentElement.clientWidth,
     ...[...document.querySelectorAll('th,td,p')].filter(e => e.closest('thead') == null && e.scrollWidth > e.clientWidth + 1).map(e => e.textContent)].join('|')};
@@ -561,7 +574,7 @@ my $CONTRAST = q{(() => {
     let text = 99;
     for (const e of document.querySelectorAll('h1,p,time,strong,caption,th,td,code'))
         for (const pseudo of [null, '::before']) text = Math.min(text, shown(e, pseudo, 'color'));
-    const bars = [...document.querySelectorAll('i')].map(e => shown(e, null, 'backgroundColor'));
+    const bars = [...document.querySelectorAll('rect')].map(e => shown(e, null, 'fill'));
     probe.remove();
     return [text, Math.min(...bars), light(canvas)];
 })()};
@@ -579,7 +592,7 @@ SKIP: {
         start_browser($command);
         my $target  = call('Target.createTarget', { url => 'about:blank' })->{targetId};
         my $session = call('Target.attachToTarget', { targetId => $target, flatten => JSON::PP::true() })->{sessionId};
-        call($_, {}, $session) for qw(Page.enable Network.enable Runtime.enable);
+        call($_, {}, $session) for qw(Page.enable Network.enable Runtime.enable Log.enable);
 
         my @texts = map { comment($_->[1]) } @hostile;
         my @nine  = map {"-d 203.0.113.$_/32 -p tcp $texts[$_ - 1] -m tcp --dport 22 -j RETURN"} 1 .. 8;
@@ -619,6 +632,23 @@ SKIP: {
                 is(scalar @{ $page->{rows} }, $what =~ /^(\d+)/ ? $1 : 3, '... and all of them');
             }
         }
+
+        # The policy: what got into the page all the same would do nothing; the bars do not depend on it.
+        fake(out => filter_table(@nine, '-j RETURN'));
+        show_page($session, $url, 1280);
+        is(evaluate($session, q{(() => {
+            document.body.insertAdjacentHTML('beforeend', '<b id=x style="color:rgb(1,2,3)" onclick="document.title=1"></b><style>#x{opacity:0.5}</style>');
+            const x = document.querySelector('#x'), script = document.createElement('script');
+            script.textContent = "document.title = 'x'";
+            document.body.append(script);
+            x.click();
+            return [getComputedStyle(x).color == 'rgb(1, 2, 3)', getComputedStyle(x).opacity, document.title].join(' ');
+        })()}), 'false 1 nfprom', 'an injected script, style or handler does nothing');
+        my $bars = JSON::PP->new->decode(evaluate($session, q{JSON.stringify([...document.querySelectorAll('td.share')].map(
+            e => [parseFloat(e.textContent), e.querySelector('rect').getBoundingClientRect().width / e.querySelector('svg').getBoundingClientRect().width * 100]))}));
+        is(scalar(grep { abs($_->[0] - $_->[1]) > 0.5 } @$bars), 0, 'each bar is as long as its share');
+        cmp_ok(scalar(grep { $_->[1] > 5 } @$bars), '>', 5, '... and is seen');
+        is(scalar(grep { $_->{method} eq 'Log.entryAdded' } @events), 0, 'the console has no complaint of the page') if show_page($session, $url, 1280) || 1;
 
         # What a screen reader is told.
         fake(out => filter_table(@nine, '-j RETURN'));
