@@ -693,7 +693,7 @@ static enum line_end cut_rule_line(struct text unread, enum dialect dialect,
 
 /* Matches that look at nothing but the packet, its marks, and what is set up before it comes:
  * as long as nobody rewrites it, they give one answer each time they are asked. (Others count,
- * draw lots or look at the clock.) Some only load: what they match is said by their own
+ * draw lots, look at the clock, or change the packet.) Some only load: what they match is said by their own
  * options, or by -p alone. (`-m socket`, IPv6's `-m ah` and others are conditions even without
  * an option.) */
 static const struct match_module {
@@ -802,6 +802,8 @@ static bool take_option(struct rule_reader *r, const struct option *option,
         return take_value(r->rule, option, (struct value){value, r->negated});
     case MATCH_MODULE:
         module = find_stable_module(value);
+        if (!module) /* `-m socket --restore-skmark` sets a mark, `-m cluster` a type */
+            r->rule->rewrites = true;
         r->rule->stable = r->rule->stable && module;
         return !r->negated && module && module->only_loads;
     case UNSTABLE:
@@ -870,7 +872,8 @@ static void judge_target(struct rule_reader *r, struct text jump, struct text na
     size_t known = find_target(name);
     bool is_chain = known == COUNT(known_targets) || r->rs->shadowed >> known & 1;
     r->rule->terminal = text_is(jump, "-g") || (!is_chain && known_targets[known].ends);
-    r->rule->rewrites = !r->rule->terminal && is_chain;
+    if (!r->rule->terminal && is_chain)
+        r->rule->rewrites = true;
 }
 
 /* From -j or -g to the end of the line. The target's own options match nothing. In a list the

@@ -392,6 +392,8 @@ for (
     ['... a jump may return', '-p tcp -j A', '-p tcp -j DROP'],
     ['... a goto does not', '-p tcp -g A', '-p tcp -j DROP!'],
     ['what comes back rewritten may match', '-m mark --mark 0x1 -j RETURN', '-j MARK --set-xmark 0x1/0xffffffff', '-m mark --mark 0x1 -j DROP', '-m mark --mark 0x1!'],
+    ['a match may rewrite as well', '-m mark --mark 0x9 -j RETURN', '-p udp -m socket --restore-skmark', '-m mark --mark 0x9 -j RETURN', '-m mark --mark 0x9!'],
+    ['... also one whose rule ends the traversal', '-m pkttype --pkt-type unicast -j RETURN', '-m cluster --cluster-total-nodes 2 --cluster-local-node 1 --cluster-hash-seed 1 -j DROP', '-m pkttype --pkt-type unicast -j RETURN'],
     ['all behind a verdict for everything', '-j RETURN', '-p tcp!', '-m limit --limit 1/sec!', '-j MARK --set-xmark 0x1/0xffffffff!', '-j DROP!'],
     ['... a comment is no condition', '-m comment --comment all -j RETURN', '-p tcp!'],
     ['... nothing behind what lets everything go on', '-j LOG', '-p tcp', ''],

@@ -359,15 +359,15 @@ sub is_unreachable {
     my $n       = ++$state->{rules};
     my $before  = $state->{last}{$labels};
     my @words   = map { [given(@{ $_->{words} })] } grep { !$_->{target} && !defined $_->{comment} } @$parts;
-    my $turns   = grep { @$_ > 1 && ($_->[0] eq '-m' ? !$STABLE{ $_->[1] } : $_->[0] eq '!' && $_->[1] eq '-m') } @words;
-    $turns ||= grep { /\A--ct(?:status|expire)\z/ } map {@$_} @words;
+    my $unknown = grep { @$_ > 1 && ($_->[0] eq '-m' ? !$STABLE{ $_->[1] } : $_->[0] eq '!' && $_->[1] eq '-m') } @words;
+    my $turns   = $unknown || grep { /\A--ct(?:status|expire)\z/ } map {@$_} @words;
     my $again   = $before && $before->{n} > ($state->{rewritten} || 0) && $before->{closes} && $before->{match} eq $match;
     my $closes  = $again || $target->{ends} && !$turns && $match !~ /[\x00-\x1f"&<>\\\x7f-\xff]/;
     my $no_way  = $again || $state->{closed};
     $state->{last}{$labels} = { n => $n, closes => $closes, match => $match };
     $state->{closed} = 1 if $target->{ends} && $match eq '';
     my @target = given(@{ $target->{words} || [] });
-    $state->{rewritten} = $n if @target && !$target->{ends} && !$LEAVES{ $target[1] };
+    $state->{rewritten} = $n if $unknown || @target && !$target->{ends} && !$LEAVES{ $target[1] };
     return $no_way ? 1 : 0;
 }
 
