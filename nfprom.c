@@ -899,6 +899,7 @@ struct tally {
     unsigned long kinds[TALLY_KINDS]; /* of rules */
     unsigned long nonterminal;        /* exported rules that let the packet go on */
     unsigned long unreachable;        /* rules of any kind */
+    unsigned long counted;            /* rules that have counted something */
     unsigned long policies;
     unsigned long idle_policies; /* that have counted nothing */
 };
@@ -1371,6 +1372,8 @@ static void tally_rule(struct tally *tally, const struct fact *fact) {
         tally->nonterminal++;
     if (fact->unreachable)
         tally->unreachable++;
+    if (fact->rule.packets > 0 || fact->rule.bytes > 0)
+        tally->counted++;
 }
 
 /* Finds out whether a packet can come to the rule. `record` is that of the last rule with the
@@ -1660,6 +1663,7 @@ struct family {
     bool enabled, success, timed_out;
     usec duration;
     usec lock_time; /* of it, waiting for the lock of the legacy tables */
+    bool is_unsafe; /* legacy tables were read without their lock */
     struct facts facts;
     char reason[REASON_MAX]; /* why there is no success */
 };
@@ -2142,46 +2146,67 @@ struct lock {
     bool is_first, held;
 };
 
-static void try_lock(struct lock *lock) {
-    if (!lock->is_first && lock->line >= 0) {
-        bool is_taken = flock(lock->line, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
-        lock->is_first = !is_taken; /* (some file systems know no such lock) */
-    }
-    if (lock->is_first || lock->line < 0)
-        lock->held = lock->fd >= 0 && flock(lock->fd, LOCK_EX | LOCK_NB) == 0;
+enum {
+    NAP_FIRST = 1, /* ms between two tries */
+    NAP_IN_LINE = 4
+};
+
+/* Whether the rules may be in legacy tables. (Where the kernel has no list of them, there are
+ * none.) */
+static bool may_be_legacy(const struct config *config, const struct family *family) {
+    if (*config->variant != '\0')
+        return strcmp(config->variant, "-legacy") == 0;
+    return access(family->kind->legacy_tables, F_OK) == 0;
 }
 
-/* iptables -S takes the lock itself. */
-static struct lock open_lock(const struct config *config, enum dialect dialect) {
+static void stand_in_line(struct lock *lock) {
+    lock->line = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
+    lock->is_first = lock->line < 0;
+}
+
+static void try_line(struct lock *lock) {
+    if (lock->is_first)
+        return;
+    bool is_taken = flock(lock->line, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+    lock->is_first = !is_taken; /* (some file systems know no such lock) */
+}
+
+/* A quarter of the time at most: anybody may hold up what stands at a file that anybody may
+ * open. */
+static void wait_in_line(struct lock *lock, usec deadline) {
+    usec until = now() + (deadline - now()) / 4;
+    try_line(lock);
+    while (!lock->is_first && now() < until) {
+        poll(NULL, 0, NAP_IN_LINE);
+        try_line(lock);
+    }
+    lock->is_first = true;
+}
+
+static void try_lock(struct lock *lock) {
+    try_line(lock);
+    if (lock->is_first)
+        lock->held = flock(lock->fd, LOCK_EX | LOCK_NB) == 0;
+}
+
+/* flock(2) knows no timeout. */
+static void wait_for_lock(struct lock *lock, usec deadline) {
+    wait_in_line(lock, deadline);
+    try_lock(lock);
+    while (!lock->held && now() < deadline) {
+        poll(NULL, 0, NAP_FIRST);
+        try_lock(lock);
+    }
+}
+
+static struct lock open_lock(void) {
     const char *file = getenv("XTABLES_LOCKFILE");
-    struct lock lock = {.file = file && *file ? file : "/run/xtables.lock",
-                        .fd = -1,
-                        .line = -1};
-    bool is_nft = strcmp(config->variant, "-nft") == 0;
-    if (dialect == DIALECT_LIST || is_nft)
-        return lock;
+    struct lock lock = {.file = file && *file ? file : "/run/xtables.lock", .line = -1};
     lock.fd =
         open(lock.file, O_RDONLY | O_CREAT | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0600);
     if (lock.fd >= 0)
-        lock.line = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
+        stand_in_line(&lock);
     return lock;
-}
-
-/* flock(2) knows no timeout. The line is left after a quarter of the time: anybody may hold up
- * what stands at a file that anybody may open. */
-static void wait_for_lock(struct lock *lock, usec deadline) {
-    enum {
-        NAP_FIRST = 1, /* ms */
-        NAP_IN_LINE = 4
-    };
-    usec in_line_until = now() + (deadline - now()) / 4;
-    try_lock(lock);
-    while (!lock->held && now() < deadline) {
-        poll(NULL, 0, lock->is_first ? NAP_FIRST : NAP_IN_LINE);
-        if (now() >= in_line_until)
-            lock->is_first = true;
-        try_lock(lock);
-    }
 }
 
 static void close_lock(const struct lock *lock) {
@@ -2191,6 +2216,44 @@ static void close_lock(const struct lock *lock) {
         close(lock->line);
 }
 
+/* iptables -S takes the lock itself, and waits for it: many of them would hold up changes as
+ * well. */
+static enum reading read_list(const struct config *config, struct family *family,
+                              struct ruleset *rs, usec deadline) {
+    struct lock lock = {.fd = -1, .line = -1};
+    if (may_be_legacy(config, family)) {
+        stand_in_line(&lock);
+        wait_in_line(&lock, deadline);
+    }
+    enum reading reading = run_once(config, family, rs, DIALECT_LIST, deadline);
+    close_lock(&lock);
+    return reading;
+}
+
+/* A table under the lock; or, if it is known only from the output that it is a legacy one, once
+ * more under the lock. */
+static enum reading read_table(const struct config *config, struct family *family,
+                               struct ruleset *rs, struct lock *lock, usec deadline) {
+    bool is_legacy = strcmp(config->variant, "-legacy") == 0;
+    enum reading reading = READ_FAILED;
+    try_lock(lock);
+    if (lock->held || !is_legacy) {
+        reading = run_once(config, family, rs, DIALECT_SAVE, deadline);
+        is_legacy = rs->opened && !rs->nft;
+    }
+    if (lock->held || !is_legacy || family->timed_out)
+        return reading;
+    usec asked = now();
+    wait_for_lock(lock, deadline);
+    family->lock_time += now() - asked;
+    if (lock->held)
+        return run_once(config, family, rs, DIALECT_SAVE, deadline);
+    snprintf(family->reason, sizeof family->reason,
+             "another process holds the lock of the legacy tables, %s, all the time",
+             lock->file);
+    return READ_FAILED;
+}
+
 /* The legacy backend replaces its whole table at each change, and for a moment all counters
  * are 0: such a read counts only if it was done under the lock that the changers hold. nft has
  * no such moment, and which backend it was is known from its output; so, unless -variant says
@@ -2198,28 +2261,18 @@ static void close_lock(const struct lock *lock) {
  * the lock cannot be opened the read is done without. */
 static enum reading read_safely(const struct config *config, struct family *family,
                                 struct ruleset *rs, enum dialect dialect, usec deadline) {
-    struct lock lock = open_lock(config, dialect);
-    bool is_legacy = strcmp(config->variant, "-legacy") == 0;
-    enum reading reading = READ_FAILED;
-    try_lock(&lock);
-    bool is_safe = lock.held || lock.fd < 0;
-    if (is_safe || !is_legacy) {
+    family->is_unsafe = false;
+    if (dialect == DIALECT_LIST)
+        return read_list(config, family, rs, deadline);
+    if (strcmp(config->variant, "-nft") == 0)
+        return run_once(config, family, rs, dialect, deadline);
+    struct lock lock = open_lock();
+    enum reading reading;
+    if (lock.fd >= 0) {
+        reading = read_table(config, family, rs, &lock, deadline);
+    } else {
         reading = run_once(config, family, rs, dialect, deadline);
-        is_legacy = rs->opened && !rs->nft;
-    }
-    if (!is_safe && is_legacy && !family->timed_out) {
-        usec asked = now();
-        wait_for_lock(&lock, deadline);
-        family->lock_time += now() - asked;
-        if (lock.held) {
-            reading = run_once(config, family, rs, dialect, deadline);
-        } else {
-            reading = READ_FAILED;
-            snprintf(
-                family->reason, sizeof family->reason,
-                "another process holds the lock of the legacy tables, %s, all the time",
-                lock.file);
-        }
+        family->is_unsafe = !rs->nft;
     }
     close_lock(&lock);
     return reading;
@@ -2227,15 +2280,16 @@ static enum reading read_safely(const struct config *config, struct family *fami
 
 /* ---- until it is believed */
 
-/* A bit for each chain that has no rule. */
-static uint64_t find_empty_chains(const struct config *config,
-                                  const struct facts *facts) {
-    uint64_t empty = 0;
+/* A bit for each chain that has no rule or, where zeros are in doubt, none that has counted. */
+static uint64_t find_doubtful(const struct config *config, const struct family *family) {
+    uint64_t doubtful = 0;
     for (size_t i = 0; i < config->nchains; i++) {
-        if (count_rules(&facts->tallies[i]) == 0)
-            empty |= (uint64_t)1 << i;
+        const struct tally *tally = &family->facts.tallies[i];
+        unsigned long good = family->is_unsafe ? tally->counted : count_rules(tally);
+        if (good == 0)
+            doubtful |= (uint64_t)1 << i;
     }
-    return empty;
+    return doubtful;
 }
 
 /* Says in front of the reason why that command was run at all, and behind it which limits there
@@ -2243,9 +2297,11 @@ static uint64_t find_empty_chains(const struct config *config,
 static void add_doubt(struct family *family) {
     static char reason[REASON_MAX];
     struct sink text = begin_text(reason, sizeof reason);
-    put_string(&text,
-               "a chain was printed without a rule, which iptables also does when it "
-               "lacks memory; it was not confirmed: ");
+    put_string(
+        &text,
+        "a chain was printed without a rule, or with nothing but zeros, which iptables "
+        "also does when it lacks memory, or in the middle of a change; it was not "
+        "confirmed: ");
     put_string(&text, family->reason);
     if (!strstr(family->reason, "there is a limit"))
         put_limits(&text);
@@ -2262,16 +2318,17 @@ static bool has_limits(void) {
 }
 
 static void tell_changes(struct family *family, int reads) {
-    snprintf(family->reason, sizeof family->reason,
-             "the ruleset changes while it is read: chains that had no rule in one of %d "
-             "reads had some in another",
-             reads);
+    snprintf(
+        family->reason, sizeof family->reason,
+        "the ruleset changes while it is read: chains without a rule, or with nothing but "
+        "zeros, in one of %d reads were others in the next",
+        reads);
 }
 
 /* Reads until what was read can be believed. iptables was seen to lose all rules of a chain, with
- * status 0: in a race with a change, and for lack of memory. So a chain without any rule is
- * believed when the read before has shown the same, by the other command if it may be run. The
- * facts are those of the last read. */
+ * status 0, in a race with a change and for lack of memory, and all counters of legacy tables
+ * without their lock. So such a chain is believed when the read before has shown the same, by the
+ * other command if it may be run. The facts are those of the last read. */
 static bool read_believed(const struct config *config, struct family *family,
                           usec deadline) {
     static struct ruleset rs;
@@ -2282,22 +2339,22 @@ static bool read_believed(const struct config *config, struct family *family,
     enum dialect usual = config->list ? DIALECT_LIST : DIALECT_SAVE;
     enum dialect other = config->list ? DIALECT_SAVE : DIALECT_LIST;
     enum dialect dialect = usual;
-    uint64_t seen_empty = 0; /* in the read before */
+    uint64_t seen = 0; /* what was doubtful in the read before */
     int reads = 0;
     while (reads < READS_MAX) {
         enum reading reading = read_safely(config, family, &rs, dialect, deadline);
         if (reading == READ_WHOLE) {
-            uint64_t empty = find_empty_chains(config, &family->facts);
-            if ((empty & ~seen_empty) == 0)
+            uint64_t doubtful = find_doubtful(config, family);
+            if ((doubtful & ~seen) == 0)
                 return true;
-            seen_empty = empty;
+            seen = doubtful;
             dialect = dialect == usual ? other : usual;
             tell_changes(family, reads + 1);
         } else if (reading == READ_REFUSED && dialect != usual && !has_limits()) {
             other = dialect = usual;
             continue; /* it was no read */
         } else if (reading != READ_UNSTEADY) {
-            if (seen_empty != 0)
+            if (seen != 0)
                 add_doubt(family);
             return false;
         }
@@ -4037,7 +4094,7 @@ static void fill_standard_streams(void) {
 }
 
 /* What was inherited is somebody else's choice: systemd ignores SIGPIPE, some parents
- * ignore SIGCHLD. */
+ * ignore SIGCHLD, or have set an alarm. */
 static void set_signals(void) {
     sigset_t none;
     sigemptyset(&none);
@@ -4045,12 +4102,22 @@ static void set_signals(void) {
     signal(SIGCHLD, SIG_DFL);
     signal(SIGPIPE, SIG_IGN);
     signal(SIGXFSZ, SIG_IGN);
+    alarm(0);
+}
+
+/* Whether standard input is a socket that waits for connections. */
+static bool is_listening(void) {
+    int listens = 0;
+    socklen_t size = sizeof listens;
+    return getsockopt(STDIN_FILENO, SOL_SOCKET, SO_ACCEPTCONN, &listens, &size) == 0 &&
+           listens;
 }
 
 /* Somebody has to be told: the log, and the client or who reads standard error. */
 static int refuse_flags(const struct config *config) {
     struct stat st;
-    bool has_client = fstat(STDIN_FILENO, &st) == 0 && S_ISSOCK(st.st_mode);
+    bool has_client =
+        fstat(STDIN_FILENO, &st) == 0 && S_ISSOCK(st.st_mode) && !is_listening();
     choose_log(has_client);
     log_line("%s", flag_error);
     if (has_client)
@@ -4082,6 +4149,10 @@ int main(int argc, char **argv) {
         return refuse_flags(&config);
     bool listens = *config.addr != '\0';
     bool prints = config.print || (!listens && isatty(STDIN_FILENO));
+    if (!listens && !prints && is_listening()) {
+        wrong("standard input is a socket that listens: its unit needs Accept=yes");
+        return refuse_flags(&config);
+    }
     if (!listens && !prints && nobody_asks()) {
         wrong("standard input is no connection: -print is missing, or -addr");
         return refuse_flags(&config);

@@ -52,7 +52,7 @@ my %LIST   = (EMPTY => "-N prometheus\n", RULE => "-N prometheus\n-A prometheus 
 sub ends {
     my ($promise, $says, $expected, $turns, %o) = @_;
     answers_in_turn(%$says);
-    my $r = serve(get('/metrics'), flags => ['-timeout', '40s', @{ $o{flags} || [] }], limit => 100, map { $_ => $o{$_} } grep { exists $o{$_} } qw(wrap program));
+    my $r = serve(get('/metrics'), flags => ['-timeout', '40s', @{ $o{flags} || [] }], limit => 100, map { $_ => $o{$_} } grep { exists $o{$_} } qw(wrap program env));
     if (ref $expected) {
         answers($r, $o{status} || 503, $promise, body => $expected);
     } else {
@@ -159,6 +159,18 @@ ends('... one that has a rule is',      { save => [{ out => $RULED, err => $WARN
 ends("... a user's chain is",           { save => [{ out => $EMPTY, err => $WARNING }], list => [{ out => $LIST{EMPTY}, err => $WARNING }] }, 'none', 'save list');
 ends('one beside native base chains is not there', { save => ["$REMARK$IDLE"] }, qr/^ipv4: `.*without a rule has counted nothing.*native base chains/m, 'save save save', @input);
 ends('... but the remark comes in races, too', { save => ["$REMARK$IDLE", "$REMARK$IDLE", $RULED] }, 0, 'save save save', @input);
+
+# ---- legacy tables without their lock: in the middle of a change all counters are 0
+
+my ($ZERO, $SOME) = map { save({ program => 'iptables-save v1.8.9', chains => \@CHAINS }, "[0:0] -A prometheus -p udp", "[$_] -A prometheus -p tcp") } '0:0', '7:70';
+my %LISTED = (ZERO => "-N prometheus\n-A prometheus -p udp -c 0 0\n-A prometheus -p tcp -c 0 0\n", SOME => "-N prometheus\n-A prometheus -p udp -c 0 0\n-A prometheus -p tcp -c 7 70\n");
+my @unlocked = (env => { XTABLES_LOCKFILE => "$DIR/no/such/lock" });
+ends('no lock, a chain with a counter',           { save => [$SOME] }, '0 7', 'save', @unlocked);
+ends('no lock, a chain of zeros: iptables -S waits for the lock', { save => [$ZERO], list => [$LISTED{SOME}] }, '0 7', 'save list', @unlocked);
+ends('... and says the same',                     { save => [$ZERO], list => [$LISTED{ZERO}] }, '0 0', 'save list', @unlocked);
+ends('... and has no right to',                   { save => [$ZERO, $SOME], list => [{ status => 4, err => "Fatal: can't open lock file /run/xtables.lock: Permission denied\n" }] }, '0 7', 'save list save', @unlocked);
+ends('under the lock zeros are zeros',            { save => [$ZERO] }, '0 0', 'save');
+ends('so they are of nft',                        { save => [$ZERO =~ s/v1\.8\.9/v1.8.9 (nf_tables)/r] }, '0 0', 'save', @unlocked);
 
 # ---- of two families, each by itself
 

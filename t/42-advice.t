@@ -6,6 +6,7 @@ use strict;
 use warnings;
 use Fcntl qw(:DEFAULT);
 use FindBin;
+use IO::Socket::IP;
 use lib "$FindBin::Bin/lib";
 use Test::More;
 use NF;
@@ -103,6 +104,12 @@ fake6();
     is("$r->{exit}|$r->{out}|$r->{err}", '0||', 'a connection that says nothing gets nothing');
     open $null, '<', '/dev/null' or die;
     is(run(in => $null, flags => ['-print'])->{exit}, 0, 'with -print it does not matter what standard input is');
+}
+{
+    my $listening = IO::Socket::IP->new(LocalHost => '127.0.0.1', LocalPort => 0, Listen => 1) or die "cannot listen: $@";
+    my $r = run(in => $listening, limit => 40);
+    is($r->{exit}, 2, 'standard input is a socket that listens: exit 2');
+    like($r->{err}, qr/\Anfprom: [^\n]*its unit needs Accept=yes\n/, '... and what the unit lacks');
 }
 {
     my $r = run(flags => [qw(-addr nowhere.invalid:9914)], limit => 60);

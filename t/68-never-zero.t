@@ -109,13 +109,13 @@ restore(4, 'legacy', "*filter\n:INPUT ACCEPT [7:700]\n[5:50] -A INPUT -d 10.0.0.
 
 flush_all();
 restore(4, 'legacy', ruleset(300, ':edited - [0:0]'));
-{
+for my $way ('', '-list') {
     my ($clients, $reads) = (64, "$DIR/reads");
     spew($reads, '');
     spew("$DIR/failed", '');
-    my @clients = map { start("$DIR/failed", 'sh', '-c', 'while "$0" -print -variant legacy -timeout 10m > /dev/null; do echo >> "$1"; done', $NFPROM, $reads) } 1 .. $clients;
+    my @clients = map { start("$DIR/failed", 'sh', '-c', 'while "$0" -print -variant legacy -timeout 10m $2 > /dev/null; do echo >> "$1"; done', $NFPROM, $reads, $way) } 1 .. $clients;
     my $so_far = sub { return length slurp($reads) };
-    ok((patiently { $so_far->() >= $clients } 900), "$clients clients scrape the legacy tables in a loop");
+    ok((patiently { $so_far->() >= $clients } 900), "$clients clients scrape the legacy tables in a loop $way");
 
     # From the moment on in which somebody waits for the lock, as iptables -w does. (How long it takes to start is a matter of
     # the machine.)
