@@ -1389,7 +1389,7 @@ static void look_back(struct facts *facts, struct fact *fact, size_t record,
     fact->closes = is_behind || (rule->terminal && rule->stable && match_is_harmless);
     if (rule->terminal && rule->match.len == 0)
         facts->closed[rule->chain] = true;
-    if (rule->rewrites)
+    if (rule->rewrites && !fact->unreachable)
         facts->rewritten[rule->chain] = facts->records.len;
 }
 

@@ -691,31 +691,42 @@ static enum line_end cut_rule_line(struct text unread, enum dialect dialect,
 
 /* ---- a rule ---------------------------------------------------------------------- */
 
-/* Matches that look at nothing but the packet, its marks, and what is set up before it comes:
- * as long as nobody rewrites it, they give one answer each time they are asked. (Others count,
- * draw lots, look at the clock, or change the packet.) Some only load: what they match is said by their own
- * options, or by -p alone. (`-m socket`, IPv6's `-m ah` and others are conditions even without
- * an option.) */
+/* What a match does. What is not in the table may do anything to the packet: `-m socket
+ * --restore-skmark` sets its mark, `-m cluster` its type. */
+enum effect {
+    LOADS, /* nothing: what is matched is said by its own options, or by -p alone. (`-m socket`,
+               IPv6's `-m ah` and others are conditions even without an option) */
+    LOOKS, /* looks at the packet, its marks, and what was set up before it came: as long as
+               nobody rewrites it, the answer is the same each time */
+    TURNS /* counts, draws lots, looks at the clock or at the connection */
+};
+
 static const struct match_module {
     struct text name;
-    bool only_loads;
-} stable_modules[] = {
-    {TEXT("tcp"), true},      {TEXT("udp"), true},        {TEXT("multiport"), true},
-    {TEXT("icmp"), true},     {TEXT("icmp6"), true},      {TEXT("sctp"), true},
-    {TEXT("dccp"), true},     {TEXT("udplite"), true},    {TEXT("esp"), true},
-    {TEXT("comment"), false}, {TEXT("conntrack"), false}, {TEXT("state"), false},
-    {TEXT("mark"), false},    {TEXT("addrtype"), false},  {TEXT("iprange"), false},
-    {TEXT("mac"), false},     {TEXT("pkttype"), false},   {TEXT("physdev"), false},
-    {TEXT("length"), false},  {TEXT("ttl"), false},       {TEXT("hl"), false},
-    {TEXT("tos"), false},     {TEXT("dscp"), false},      {TEXT("ecn"), false},
-    {TEXT("tcpmss"), false},  {TEXT("policy"), false},
+    enum effect effect;
+} match_modules[] = {
+    {TEXT("tcp"), LOADS},       {TEXT("udp"), LOADS},       {TEXT("multiport"), LOADS},
+    {TEXT("icmp"), LOADS},      {TEXT("icmp6"), LOADS},     {TEXT("sctp"), LOADS},
+    {TEXT("dccp"), LOADS},      {TEXT("udplite"), LOADS},   {TEXT("esp"), LOADS},
+    {TEXT("comment"), LOOKS},   {TEXT("conntrack"), LOOKS}, {TEXT("state"), LOOKS},
+    {TEXT("mark"), LOOKS},      {TEXT("addrtype"), LOOKS},  {TEXT("iprange"), LOOKS},
+    {TEXT("mac"), LOOKS},       {TEXT("pkttype"), LOOKS},   {TEXT("physdev"), LOOKS},
+    {TEXT("length"), LOOKS},    {TEXT("ttl"), LOOKS},       {TEXT("hl"), LOOKS},
+    {TEXT("tos"), LOOKS},       {TEXT("dscp"), LOOKS},      {TEXT("ecn"), LOOKS},
+    {TEXT("tcpmss"), LOOKS},    {TEXT("policy"), LOOKS},    {TEXT("ah"), LOOKS},
+    {TEXT("frag"), LOOKS},      {TEXT("limit"), TURNS},     {TEXT("hashlimit"), TURNS},
+    {TEXT("recent"), TURNS},    {TEXT("set"), TURNS},       {TEXT("statistic"), TURNS},
+    {TEXT("time"), TURNS},      {TEXT("owner"), TURNS},     {TEXT("connlimit"), TURNS},
+    {TEXT("connbytes"), TURNS}, {TEXT("connmark"), TURNS},  {TEXT("quota"), TURNS},
+    {TEXT("nfacct"), TURNS},    {TEXT("string"), TURNS},    {TEXT("u32"), TURNS},
+    {TEXT("bpf"), TURNS},       {TEXT("helper"), TURNS},    {TEXT("rpfilter"), TURNS},
 };
 
 /* NULL: it is none of them. */
-static const struct match_module *find_stable_module(struct text name) {
-    for (size_t i = 0; i < COUNT(stable_modules); i++) {
-        if (same_text(name, stable_modules[i].name))
-            return &stable_modules[i];
+static const struct match_module *find_module(struct text name) {
+    for (size_t i = 0; i < COUNT(match_modules); i++) {
+        if (same_text(name, match_modules[i].name))
+            return &match_modules[i];
     }
     return NULL;
 }
@@ -801,11 +812,12 @@ static bool take_option(struct rule_reader *r, const struct option *option,
     case PORT:
         return take_value(r->rule, option, (struct value){value, r->negated});
     case MATCH_MODULE:
-        module = find_stable_module(value);
-        if (!module) /* `-m socket --restore-skmark` sets a mark, `-m cluster` a type */
+        module = find_module(value);
+        if (!module)
             r->rule->rewrites = true;
-        r->rule->stable = r->rule->stable && module;
-        return !r->negated && module && module->only_loads;
+        if (!module || module->effect == TURNS)
+            r->rule->stable = false;
+        return !r->negated && module && module->effect == LOADS;
     case UNSTABLE:
         r->rule->stable = false;
         return false;
@@ -1146,6 +1158,7 @@ static enum item take_user_chain(struct ruleset *rs, struct text line,
         return fail(rs, "unexpected line: ", line);
     if (!find_chain(rs, name, &chain))
         return fail(rs, "chain not understood: ", line);
+    note_shadow(rs, name);
     return open_chain(rs, line, chain);
 }
 

@@ -392,6 +392,8 @@ for (
     ['... a jump may return', '-p tcp -j A', '-p tcp -j DROP'],
     ['... a goto does not', '-p tcp -g A', '-p tcp -j DROP!'],
     ['what comes back rewritten may match', '-m mark --mark 0x1 -j RETURN', '-j MARK --set-xmark 0x1/0xffffffff', '-m mark --mark 0x1 -j DROP', '-m mark --mark 0x1!'],
+    ['... but not each: one that counts leaves the packet alone', '-p tcp -j RETURN', '-m limit --limit 1/sec -j LOG', '-m set --match-set a src', '-p tcp!'],
+    ['what no packet reaches rewrites none', '-p tcp -j RETURN', '-p tcp -j MARK --set-xmark 0x1/0xffffffff!', '-p tcp!'],
     ['a match may rewrite as well', '-m mark --mark 0x9 -j RETURN', '-p udp -m socket --restore-skmark', '-m mark --mark 0x9 -j RETURN', '-m mark --mark 0x9!'],
     ['... also one whose rule ends the traversal', '-m pkttype --pkt-type unicast -j RETURN', '-m cluster --cluster-total-nodes 2 --cluster-local-node 1 --cluster-hash-seed 1 -j DROP', '-m pkttype --pkt-type unicast -j RETURN'],
     ['all behind a verdict for everything', '-j RETURN', '-p tcp!', '-m limit --limit 1/sec!', '-j MARK --set-xmark 0x1/0xffffffff!', '-j DROP!'],

@@ -350,7 +350,8 @@ my $AS_IT_IS = sub { $_[0] };
 
 # Matches that say the same of a packet each time they are asked, and targets that let it go on as it was.
 my %STABLE = map { $_ => 1 } qw(tcp udp multiport icmp icmp6 sctp dccp udplite esp comment conntrack state mark addrtype iprange mac pkttype
-    physdev length ttl hl tos dscp ecn tcpmss policy);
+    physdev length ttl hl tos dscp ecn tcpmss policy ah frag);
+my %TURNS = map { $_ => 1 } qw(limit hashlimit recent set statistic time owner connlimit connbytes connmark quota nfacct string u32 bpf helper rpfilter);
 my %LEAVES = map { $_ => 1 } qw(LOG NFLOG ULOG TRACE AUDIT IDLETIMER LED RATEEST);
 
 # Whether a packet can come to a rule of a chain. The state: what was before it in the chain.
@@ -359,15 +360,16 @@ sub is_unreachable {
     my $n       = ++$state->{rules};
     my $before  = $state->{last}{$labels};
     my @words   = map { [given(@{ $_->{words} })] } grep { !$_->{target} && !defined $_->{comment} } @$parts;
-    my $unknown = grep { @$_ > 1 && ($_->[0] eq '-m' ? !$STABLE{ $_->[1] } : $_->[0] eq '!' && $_->[1] eq '-m') } @words;
-    my $turns   = $unknown || grep { /\A--ct(?:status|expire)\z/ } map {@$_} @words;
+    my @modules = map { @$_ > 1 && $_->[0] eq '-m' ? $_->[1] : @$_ > 2 && "@$_[0, 1]" eq '! -m' ? $_->[2] : () } @words;
+    my $unknown = grep { !$STABLE{$_} && !$TURNS{$_} } @modules;
+    my $turns   = grep({ !$STABLE{$_} } @modules) || grep { /\A--ct(?:status|expire)\z/ } map {@$_} @words;
     my $again   = $before && $before->{n} > ($state->{rewritten} || 0) && $before->{closes} && $before->{match} eq $match;
     my $closes  = $again || $target->{ends} && !$turns && $match !~ /[\x00-\x1f"&<>\\\x7f-\xff]/;
     my $no_way  = $again || $state->{closed};
     $state->{last}{$labels} = { n => $n, closes => $closes, match => $match };
     $state->{closed} = 1 if $target->{ends} && $match eq '';
     my @target = given(@{ $target->{words} || [] });
-    $state->{rewritten} = $n if $unknown || @target && !$target->{ends} && !$LEAVES{ $target[1] };
+    $state->{rewritten} = $n if !$no_way && ($unknown || @target && !$target->{ends} && !$LEAVES{ $target[1] });
     return $no_way ? 1 : 0;
 }
 
