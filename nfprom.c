@@ -4010,11 +4010,23 @@ static bool take_connection(const struct config *config, int listener,
     }
     struct source source = source_of(&peer);
     reap(children);
-    if (is_crowded(children, &source)) {
+    bool is_crowd = is_crowded(children, &source);
+    tell_crowd(is_crowd);
+    if (is_crowd) {
         close(fd);
         return true;
     }
     pid_t child = fork();
+/* The same of connections that are too many. */
+static void tell_crowd(bool is_crowd) {
+    static bool told;
+    if (is_crowd && !told)
+        log_line(
+            "-addr: a connection is closed: %d are the most at once, %d from one address",
+            CONNECTIONS_MAX, SOURCE_MAX);
+    told = is_crowd;
+}
+
     if (child == 0)
         serve_connection(config, fd, mask, parent);
     tell_shortage(child < 0 ? "is lost, no process for it" : "");
