@@ -1451,7 +1451,8 @@ struct run {
     long long total; /* bytes read of what it prints */
     bool timed_out;
     int status; /* as a shell counts: 128 + the signal */
-    long peak;  /* resident memory in KiB, the most of any of its processes */
+    long own;   /* resident memory in KiB, of nfprom before the fork */
+    long peak;  /* the same of any of its processes, the most; not less than own */
     size_t said_len;
     bool said_cut;             /* its beginning is lost */
     char said[SAID_MAX + 1];   /* the end of what it complains of */
@@ -1511,6 +1512,18 @@ static _Noreturn void collect(const char *command, pid_t parent, int out, int er
         _exit(CANNOT_RUN);
     }
     _exit(status_of(status));
+}
+
+/* The second number of this file counts pages. 0 if it is not there. */
+static long own_memory(void) {
+    char text[100] = "";
+    int fd = open("/proc/self/statm", O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return 0;
+    (void)!read(fd, text, sizeof text - 1);
+    close(fd);
+    const char *blank = strchr(text, ' ');
+    return blank ? atol(blank) * (sysconf(_SC_PAGESIZE) / 1024) : 0;
 }
 
 /* False, and errno: it cannot be started. end_run() is due in any case. */
@@ -1816,10 +1829,23 @@ static rlim_t limit_of(const struct memory_limit *kind) {
     return getrlimit(kind->resource, &limit) == 0 ? limit.rlim_cur : RLIM_INFINITY;
 }
 
+static bool has_limits(void) {
+    for (size_t i = 0; i < COUNT(memory_limits); i++) {
+        if (limit_of(&memory_limits[i]) != RLIM_INFINITY)
+            return true;
+    }
+    return false;
+}
+
 /* Whether the command may have met a limit of memory. iptables-legacy loses the last rules of a
  * table then, and iptables-nft-save all of a chain, with status 0 and without a word. */
 static bool comes_near_limit(const struct failure *failure) {
+    enum {
+        SLACK = 1024 /* KiB by which a fork may grow */
+    };
     rlim_t peak = (rlim_t)failure->run->peak * 1024;
+    if (failure->run->peak <= failure->run->own + SLACK)
+        return false; /* it was nfprom's own */
     for (size_t i = 0; i < COUNT(memory_limits); i++) {
         rlim_t limit = limit_of(&memory_limits[i]);
         if (limit != RLIM_INFINITY && peak > limit / memory_limits[i].safe_share)
@@ -1871,7 +1897,7 @@ static bool lacks_lock(const struct failure *failure) {
 }
 
 static bool lacks_permission(const struct failure *failure) {
-    bool denied = says(failure, "ermi") || /* Permission denied, not permitted */
+    bool denied = says(failure, "ermission denied") || says(failure, "not permitted") ||
                   says(failure, "must be root");
     return denied && failure->run->status != CANNOT_RUN;
 }
@@ -2100,7 +2126,10 @@ static enum reading run_once(const struct config *config, struct family *family,
     struct run run;
     put_command(&sink, config, family->kind, dialect);
     end_text(&sink);
+    forget_facts(&family->facts);
+    long own = has_limits() ? own_memory() : 0;
     bool started = start_run(&run, command);
+    run.own = own;
     if (!started) {
         snprintf(family->reason, sizeof family->reason, "cannot start a process: %s",
                  strerror(errno));
@@ -2108,7 +2137,6 @@ static enum reading run_once(const struct config *config, struct family *family,
     struct wanted wanted = {dialect, config->table, config->chains, config->nchains};
     struct ruleset_memory memory = {RULE_LINE_MAX, READ_SIZE, lines, comment};
     ruleset_begin(rs, wanted, memory);
-    forget_facts(&family->facts);
     bool whole = false;
     bool ready = begin_facts(&family->facts);
     if (!ready)
@@ -2307,14 +2335,6 @@ static void add_doubt(struct family *family) {
         put_limits(&text);
     end_text(&text);
     memcpy(family->reason, reason, sizeof family->reason);
-}
-
-static bool has_limits(void) {
-    for (size_t i = 0; i < COUNT(memory_limits); i++) {
-        if (limit_of(&memory_limits[i]) != RLIM_INFINITY)
-            return true;
-    }
-    return false;
 }
 
 static void tell_changes(struct family *family, int reads) {
@@ -3473,8 +3493,9 @@ static void name_client(char to[INET6_ADDRSTRLEN]) {
 static void log_slow_client(const struct sink *sink) {
     char client[INET6_ADDRSTRLEN];
     name_client(client);
-    log_line("the client %s did not read in time: it got %llu of %llu bytes", client,
-             (unsigned long long)sink->sent, (unsigned long long)written_to(sink));
+    log_line("the client%s%s did not read in time: it got %llu of %llu bytes",
+             *client ? " " : "", client, (unsigned long long)sink->sent,
+             (unsigned long long)written_to(sink));
 }
 
 /* Half-closes, then reads what the client still sends: a close with unread input would
@@ -3994,6 +4015,16 @@ static void tell_shortage(const char *what) {
     told = *what != '\0';
 }
 
+/* The same of connections that are too many. */
+static void tell_crowd(bool is_crowd) {
+    static bool told;
+    if (is_crowd && !told)
+        log_line(
+            "-addr: a connection is closed: %d are the most at once, %d from one address",
+            CONNECTIONS_MAX, SOURCE_MAX);
+    told = is_crowd;
+}
+
 /* Takes a connection, if there is one; closes one that is too many. False in a shortage: the
  * caller waits a moment. */
 static bool take_connection(const struct config *config, int listener,
@@ -4017,16 +4048,6 @@ static bool take_connection(const struct config *config, int listener,
         return true;
     }
     pid_t child = fork();
-/* The same of connections that are too many. */
-static void tell_crowd(bool is_crowd) {
-    static bool told;
-    if (is_crowd && !told)
-        log_line(
-            "-addr: a connection is closed: %d are the most at once, %d from one address",
-            CONNECTIONS_MAX, SOURCE_MAX);
-    told = is_crowd;
-}
-
     if (child == 0)
         serve_connection(config, fd, mask, parent);
     tell_shortage(child < 0 ? "is lost, no process for it" : "");

@@ -136,6 +136,16 @@ SKIP: {
     }
 }
 
+# What nfprom itself has in memory is not the command's.
+SKIP: {
+    skip('the address sanitizer needs terabytes', 2) if slurp($NFPROM) =~ /__asan_init/;
+    fake(list => 'x', run => q(perl -e 'print "*filter\n:prometheus - [0:0]\n"; printf "[1:1] -A prometheus -s 10.%d.%d.%d/32 -p tcp -m tcp --sport 443 -j RETURN\n", $_ >> 16, $_ >> 8 & 255, $_ & 255 for 1 .. 100_000; print "COMMIT\n"'));
+    fake6();
+    my $r = run(flags => ['-print', '-ipv6', '-timeout', '5m'], limit => 400, wrap => [shell_limit('-d 14000')]);
+    is("$r->{exit} $r->{err}", '0 ', 'a limit of twice what nfprom itself has in memory');
+    is(join(' ', $r->{out} =~ /^nfprom_scrape_success\{.*\} (\d)$/mg), '1 1', '... and both families are read');
+}
+
 # ---- a ruleset that changes
 
 ends('a chain that comes twice is read again',  { save => [$TWICE, $RULE] }, 7, 'save save');

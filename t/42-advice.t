@@ -27,6 +27,7 @@ advises('lines that end in CR', { out => filter_table('-p tcp') =~ s/\n/\r\n/gr 
 advises('a kernel without nf_tables', { err => "iptables-save v1.8.9 (nf_tables): Could not fetch rule set generation id: Invalid argument\n", status => 4 }, qr/; if this kernel has no nf_tables, use -variant legacy$/m);
 advises('... in other words', { err => "iptables-save v1.8.9 (nf_tables): Failed to initialize nft: Protocol not supported\n", status => 1 }, qr/; if this kernel has no nf_tables, use -variant legacy$/m);
 advises('... but not if rights are missing', { err => "iptables-save v1.8.9 (nf_tables): Could not fetch rule set generation id: Permission denied (you must be root)\n", status => 4 }, qr/CAP_NET_ADMIN/);
+advises('a word like permission', { err => "Could not determine whether revision 1 is supported, assuming it is.\n", status => 3 }, qr/assuming it is\.$/m);
 advises('... nor if memory is', { err => "iptables-save v1.8.9 (nf_tables): Could not fetch rule set generation id: Memory allocation problem\n", status => 4 }, qr/; it needs more memory/);
 advises('a kernel without legacy tables', { err => "iptables-save v1.8.9 (legacy): Cannot initialize: Table does not exist (do you need to insmod?)\n", status => 1 },
     qr/; if this kernel has no legacy tables, use -variant nft, or load their module \(RHEL: kernel-modules-extra\)$/m);
