@@ -74,4 +74,13 @@ ipt(4, 'nft', qw(-N prometheus));
 unlike(must(qw(nft list table ip filter)), qr/chain INPUT/, 'a chain is made, and there is no INPUT');
 is(shown('INPUT'), 'policy=ACCEPT 0', '... iptables-nft shows one all the same');
 
+# ---- the policy of a built-in chain that iptables -A has made
+
+ipt(4, 'nft', qw(-A INPUT -p udp --dport 9));
+send_udp('198.51.100.7', 0, '203.0.113.140', 9, 5);
+like(shown('INPUT'), qr/\A[^;]* [1-9]\d*; policy=ACCEPT 0\z/, 'iptables-nft -A makes a chain whose policy counts nothing');
+restore(4, 'nft', saved(4, 'nft'));
+send_udp('198.51.100.7', 0, '203.0.113.140', 9, 5);
+like(shown('INPUT'), qr/; policy=ACCEPT [1-9]/, '... and iptables-restore one that counts');
+
 done_testing;
