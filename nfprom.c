@@ -880,7 +880,7 @@ enum pair {
 /* A rule or a policy as it is kept. */
 struct fact {
     enum pair pair;
-    uint64_t copy; /* 1: the first rule with this match; 2, 3, ...: a duplicate of it */
+    uint64_t nth;  /* 1: the first rule with this match; 2, 3, ...: a duplicate of it */
     bool harmless; /* no character of its texts means anything in any format */
     bool unreachable; /* no packet comes to it: a rule before has ended the traversal */
     bool closes; /* what it matches comes to no rule behind it, unless it is rewritten */
@@ -934,7 +934,7 @@ struct facts {
  * as it needs (seven bits in a byte, the lowest first, the eighth set if there are more), and
  * texts, each behind its length:
  *
- *   pair, chain, bits, packets, bytes, copy
+ *   pair, chain, bits, packets, bytes, nth
  *   of a policy:  its name
  *   of a rule:    match, comment; place and length of its target among the targets
  *     expressible: direction and what is negated; then of address, protocol and port the
@@ -1072,7 +1072,7 @@ static bool append_record(struct facts *facts, const struct fact *fact) {
     to = write_number(to, bits_of(fact));
     to = write_number(to, rule->packets);
     to = write_number(to, rule->bytes);
-    to = write_number(to, fact->copy);
+    to = write_number(to, fact->nth);
     if (fact->pair == PAIR_POLICY) {
         to = write_text(to, rule->policy);
     } else {
@@ -1105,7 +1105,7 @@ static void read_record(const struct facts *facts, size_t offset, struct fact *f
     fact->closes = bits & BIT_CLOSES;
     rule->packets = read_number(&at);
     rule->bytes = read_number(&at);
-    fact->copy = read_number(&at);
+    fact->nth = read_number(&at);
     if (fact->pair == PAIR_POLICY) {
         rule->policy = read_text(&at);
         return;
@@ -1362,7 +1362,7 @@ static unsigned long count_rules(const struct tally *tally) {
 
 static void tally_rule(struct tally *tally, const struct fact *fact) {
     enum tally_kind kind = OTHER;
-    if (fact->copy > 1) {
+    if (fact->nth > 1) {
         kind = DUPLICATE;
     } else if (fact->pair == PAIR_SEED) {
         kind = EXPORTED;
@@ -1377,8 +1377,8 @@ static void tally_rule(struct tally *tally, const struct fact *fact) {
 }
 
 /* Finds out whether a packet can come to the rule. `record` is that of the last rule with the
- * same labels, if there is one (else FREE). In other words the same labels may match other
- * packets (fragments have no ports): so the texts must be the same, too. What stands in them
+ * same labels, if there is one (else FREE). The same labels, written in other words, may
+ * match other packets (fragments have no ports): so the texts must be the same, too. What stands in them
  * must be what was printed: the name \xe9 and the byte 0xe9 are shown the same. */
 static void look_back(struct facts *facts, struct fact *fact, size_t record,
                       const struct fact *before, bool match_is_harmless) {
@@ -1406,10 +1406,10 @@ static bool keep_rule(struct facts *facts, struct fact *fact, bool match_is_harm
         facts->used_slots++;
     } else {
         read_record(facts, slot->record, &before);
-        fact->copy = before.copy + 1;
+        fact->nth = before.nth + 1;
     }
     look_back(facts, fact, slot->record, &before, match_is_harmless);
-    bool expressed = rule->expressible && fact->copy == 1;
+    bool expressed = rule->expressible && fact->nth == 1;
     fact->pair = expressed ? PAIR_SEED : PAIR_VERBATIM;
     *slot = (struct slot){hash, (uint32_t)facts->records.len};
     tally_rule(&facts->tallies[rule->chain], fact);
@@ -1428,7 +1428,7 @@ static bool keep_policy(struct facts *facts, struct fact *fact) {
 /* Keeps what the reader has found: ITEM_RULE or ITEM_POLICY. False: there is no memory,
  * or no room for so much. */
 static bool keep(struct facts *facts, enum item item, const struct rule *rule) {
-    struct fact fact = {.copy = 1, .rule = *rule};
+    struct fact fact = {.nth = 1, .rule = *rule};
     bool match_is_harmless = is_harmless(rule->match);
     fact.harmless = match_is_harmless && is_harmless(rule->target);
     if (!is_harmless(rule->comment) || !is_harmless(rule->policy))
@@ -1456,7 +1456,7 @@ struct run {
     size_t said_len;
     bool said_cut;             /* its beginning is lost */
     char said[SAID_MAX + 1];   /* the end of what it complains of */
-    char trouble[TROUBLE_MAX]; /* what nfprom has against its output */
+    char trouble[TROUBLE_MAX]; /* what is wrong with its output, as nfprom sees it */
 };
 
 static void end_group(int signal) {
@@ -1732,7 +1732,7 @@ static void put_word(struct sink *sink, struct text word) {
 }
 
 /* What prints the counters. With -w iptables waits for the lock of the legacy tables.
- * (iptables-save takes no lock: read_safely does.) The last command takes the place of the
+ * (iptables-save takes no lock: read_safely takes it.) The last command takes the place of the
  * shell. */
 static void put_command(struct sink *sink, const struct config *config,
                         const struct family_kind *kind, enum dialect dialect) {
@@ -2170,7 +2170,7 @@ static enum reading run_once(const struct config *config, struct family *family,
  * program's file. */
 struct lock {
     const char *file;
-    int fd, line; /* -1: it cannot be opened (it belongs to root), or is not wanted */
+    int fd, queue; /* -1: it cannot be opened (it belongs to root), or is not wanted */
     bool is_first, held;
 };
 
@@ -2188,14 +2188,14 @@ static bool may_be_legacy(const struct config *config, const struct family *fami
 }
 
 static void stand_in_line(struct lock *lock) {
-    lock->line = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
-    lock->is_first = lock->line < 0;
+    lock->queue = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
+    lock->is_first = lock->queue < 0;
 }
 
 static void try_line(struct lock *lock) {
     if (lock->is_first)
         return;
-    bool is_taken = flock(lock->line, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+    bool is_taken = flock(lock->queue, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
     lock->is_first = !is_taken; /* (some file systems know no such lock) */
 }
 
@@ -2229,7 +2229,7 @@ static void wait_for_lock(struct lock *lock, usec deadline) {
 
 static struct lock open_lock(void) {
     const char *file = getenv("XTABLES_LOCKFILE");
-    struct lock lock = {.file = file && *file ? file : "/run/xtables.lock", .line = -1};
+    struct lock lock = {.file = file && *file ? file : "/run/xtables.lock", .queue = -1};
     lock.fd =
         open(lock.file, O_RDONLY | O_CREAT | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0600);
     if (lock.fd >= 0)
@@ -2240,15 +2240,15 @@ static struct lock open_lock(void) {
 static void close_lock(const struct lock *lock) {
     if (lock->fd >= 0)
         close(lock->fd);
-    if (lock->line >= 0)
-        close(lock->line);
+    if (lock->queue >= 0)
+        close(lock->queue);
 }
 
 /* iptables -S takes the lock itself, and waits for it: many of them would hold up changes as
  * well. */
 static enum reading read_list(const struct config *config, struct family *family,
                               struct ruleset *rs, usec deadline) {
-    struct lock lock = {.fd = -1, .line = -1};
+    struct lock lock = {.fd = -1, .queue = -1};
     if (may_be_legacy(config, family)) {
         stand_in_line(&lock);
         wait_in_line(&lock, deadline);
@@ -2371,8 +2371,8 @@ static bool read_believed(const struct config *config, struct family *family,
             dialect = dialect == usual ? other : usual;
             tell_changes(family, reads + 1);
         } else if (reading == READ_REFUSED && dialect != usual && !has_limits()) {
-            other = dialect = usual;
-            continue; /* it was no read */
+            other = dialect = usual; /* which has to confirm itself */
+            continue;                /* this was no read */
         } else if (reading != READ_UNSTEADY) {
             if (seen != 0)
                 add_doubt(family);
@@ -2459,8 +2459,7 @@ static int scrape(const struct config *config, struct report *report, usec deadl
     return timed_out ? 504 : 503;
 }
 
-/* ---- the exposition: the views of Prometheus
- * ------------------------------------------- */
+/* ---- the exposition: the views of Prometheus --------------------------------------- */
 
 /* OpenMetrics 1.0 and the text format 0.0.4 differ in three things: in OpenMetrics a
  * metric family of counters is named without the `_total` of its samples, the end is
@@ -2577,8 +2576,8 @@ static void put_comment(struct sink *sink, const struct sample *sample) {
 }
 
 static void put_dup(struct sink *sink, const struct sample *sample) {
-    if (sample->fact->copy > 1)
-        put_number(sink, sample->fact->copy);
+    if (sample->fact->nth > 1)
+        put_number(sink, sample->fact->nth);
 }
 
 static void put_policy(struct sink *sink, const struct sample *sample) {
@@ -2883,8 +2882,7 @@ static void put_exposition(struct sink *sink, const struct report *report,
         put_string(sink, "# EOF\n");
 }
 
-/* ---- the page: the view of people
- * ------------------------------------------------------ */
+/* ---- the page: the view of people -------------------------------------------------- */
 
 /* clang-format off */
 static const char page_style[] =
@@ -3360,8 +3358,7 @@ static void put_page(struct sink *sink, const struct report *report) {
     }
 }
 
-/* ---- HTTP
- * ------------------------------------------------------------------------------ */
+/* ---- HTTP -------------------------------------------------------------------------- */
 
 /* An exchange with a client on standard input and output. */
 struct exchange {
@@ -3489,7 +3486,7 @@ static void name_client(char to[INET6_ADDRSTRLEN]) {
         inet_ntop(AF_INET6, &in6->sin6_addr, to, INET6_ADDRSTRLEN);
 }
 
-/* An answer was cut: who wonders at it reads the log. (Who closes early knows.) */
+/* An answer was cut, and the log says why. (One that closes early knows.) */
 static void log_slow_client(const struct sink *sink) {
     char client[INET6_ADDRSTRLEN];
     name_client(client);
@@ -3740,8 +3737,8 @@ enum {
     INPUT_FAILED = -2
 };
 
-/* Who sends his request in ever so many pieces waits a moment for each, in which more of them
- * gather: what a piece costs, whatever its size, would come to a lot of CPU. */
+/* A client that sends its request in very many pieces waits a moment for each, while more of
+ * them come: a piece costs the same whatever its size, and all of them would cost a lot of CPU. */
 static void let_pieces_gather(unsigned pieces, usec whole_time, usec deadline) {
     if (pieces >= QUICK_PIECES)
         poll(NULL, 0, ms_until(earlier(deadline, now() + whole_time / NAPS_DIVISOR)));
@@ -3817,8 +3814,7 @@ static int serve(const struct config *config) {
     return status == 200 ? answer_request(&exchange) : answer_status(&exchange, status);
 }
 
-/* ---- -print
- * ---------------------------------------------------------------------------- */
+/* ---- -print ------------------------------------------------------------------------ */
 
 /* Writes what is in the window, however long it takes. */
 static void write_window(struct sink *sink) {
@@ -3853,8 +3849,7 @@ static int print_exposition(const struct config *config) {
     return good ? 0 : 1;
 }
 
-/* ---- -addr
- * ----------------------------------------------------------------------------- */
+/* ---- -addr ------------------------------------------------------------------------- */
 
 static volatile sig_atomic_t stopped;
 
@@ -3948,7 +3943,7 @@ static _Noreturn void serve_connection(const struct config *config, int fd,
     _exit(serve(config));
 }
 
-/* Whence a connection comes: an IPv4 address or, since one host has all of it, the /64 of an
+/* Where a connection comes from: an IPv4 address or, since one host has all of it, the /64 of an
  * IPv6 address. */
 struct source {
     sa_family_t family;
@@ -4002,7 +3997,7 @@ static void reap(struct children *children) {
     }
 }
 
-/* There is no descriptor, or no memory, for a connection that waits. */
+/* Whether there is no descriptor, or no memory, for a connection that waits. */
 static bool is_shortage(int error) {
     return error == EMFILE || error == ENFILE || error == ENOBUFS || error == ENOMEM;
 }
@@ -4111,8 +4106,7 @@ static int listen_and_serve(const struct config *config) {
     return 0;
 }
 
-/* ---- main
- * ------------------------------------------------------------------------------ */
+/* ---- main -------------------------------------------------------------------------- */
 
 /* A closed standard stream would become the number of the next file opened. What is put
  * there cannot be used by mistake: input cannot be read, output not written. */
@@ -4164,8 +4158,8 @@ static int refuse_flags(const struct config *config) {
  * empty or at its end. So it is for cron, say. */
 static bool nobody_asks(void) {
     struct stat in, null;
-    bool is_filled = (fcntl(STDIN_FILENO, F_GETFL) & O_ACCMODE) == O_WRONLY;
-    if (is_filled || fstat(STDIN_FILENO, &in) != 0)
+    bool was_closed = (fcntl(STDIN_FILENO, F_GETFL) & O_ACCMODE) == O_WRONLY;
+    if (was_closed || fstat(STDIN_FILENO, &in) != 0)
         return false; /* it was closed: fill_standard_streams() */
     if (S_ISREG(in.st_mode))
         return lseek(STDIN_FILENO, 0, SEEK_CUR) >= in.st_size;

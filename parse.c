@@ -733,7 +733,7 @@ static const struct match_module *find_module(struct text name) {
 
 /* Targets that leave the packet as it is. Behind those that end the traversal it does not
  * come to the next rule of the chain. What is not listed lets it go on, perhaps as another one
- * (MARK, CT, SYNPROXY, ...), and so may a user's chain, whence it may return. */
+ * (MARK, CT, SYNPROXY, ...), and so may a chain of the user, from which it may return. */
 static const struct known_target {
     struct text name;
     bool ends;
