@@ -44,7 +44,7 @@ static struct sink write_table(char *to, size_t size, const char *data, size_t l
 }
 
 /* What a family that was read like this knows. (What comes behind an error is not there.) */
-static void read_table(struct family *family, struct ruleset_memory memory, struct text table) {
+static void read_rules(struct family *family, struct ruleset_memory memory, struct text table) {
     static struct ruleset rs;
     struct wanted wanted = {DIALECT_SAVE, "filter", config.chains, config.nchains};
     struct rule rule;
@@ -94,7 +94,7 @@ static void check(const char *data, size_t len) {
     struct sink in = write_table(table, sizeof table, data, len < INPUT_MAX ? len : INPUT_MAX);
     report.config = &config;
     *family = (struct family){.kind = &family_kinds[IPV4], .enabled = true, .success = true};
-    read_table(family, (struct ruleset_memory){RULE_LINE_MAX, sizeof table, lines, comment}, (struct text){table, in.used});
+    read_rules(family, (struct ruleset_memory){RULE_LINE_MAX, sizeof table, lines, comment}, (struct text){table, in.used});
     put_exposition(&out, &report, FORMAT_TEXT);
     end_text(&out);
     bool is_whole = out.passed == 0 && !memchr(exposition, '\0', out.used);
