@@ -17,8 +17,9 @@
  * complete at the deadline (408). What follows a request is read only to be thrown away.
  * There is one deadline (-timeout, 8 s) for the whole exchange. A 200 says that each family which
  * reports success was read to its COMMIT (a list has none), with status 0, the chain found
- * and every counter a number below 2^64. No byte of a request gets into a command. Messages
- * go to standard error or, if that is the client's connection, to syslog.
+ * and every counter a number below 2^64; and a chain without any rule is believed only when the
+ * other command has said the same. No byte of a request gets into a command. Messages go to
+ * standard error or, if that is the client's connection, to syslog.
  *
  * Exit status: 0 answered, 1 nfprom or iptables failed, 2 wrong flags.
  *
