@@ -1989,6 +1989,7 @@ static const struct advice {
     const char *text;
     void (*put_details)(struct sink *to, const struct failure *failure);
 } advices[] = {
+    {lacks_memory, "; it needs more memory", put_memory_limits},
     {lacks_chain, "; make the chain with `", put_chain_commands},
     {shows_nothing_beside_legacy,
      "; there are legacy tables: if the chain is in one of them, use -variant legacy",
@@ -2004,7 +2005,6 @@ static const struct advice {
      "; something else writes to the standard output of that command (a banner, a wrapper), "
      "or changes its lines",
      put_no_details},
-    {lacks_memory, "; it needs more memory", put_memory_limits},
     {went_through_sudo,
      "; nfprom has no CAP_NET_ADMIN: give it that capability, ambient (systemd: "
      "AmbientCapabilities=CAP_NET_ADMIN; README, Others: setpriv), or a line in sudoers "
@@ -2366,7 +2366,9 @@ static bool read_believed(const struct config *config, struct family *family,
         enum reading reading = read_safely(config, family, &rs, dialect, deadline);
         if (reading == READ_WHOLE) {
             uint64_t doubtful = find_doubtful(config, family);
-            if ((doubtful & ~seen) == 0)
+            /* A list of several chains is of as many moments: it can only confirm a table. */
+            bool is_moment = dialect == usual || config->nchains == 1;
+            if ((doubtful & ~seen) == 0 && (is_moment || doubtful == seen))
                 return true;
             seen = doubtful;
             dialect = dialect == usual ? other : usual;

@@ -85,6 +85,9 @@ my ($A, $B, $AB) = map { my $rules = $_; save({ chains => [':a - [0:0]', ':b - [
 my @two = (flags => [qw(-chain a -chain b)]);
 ends('one of two chains is empty, in both words',   { save => [$A], list => [map {"-N $_\n" . ($_ eq 'a' ? "-A a -p tcp -c 7 70\n" : '')} qw(a b)] }, 7, 'save list list', @two);
 ends('in each read another one: in the third none', { save => [$A, $AB], list => [map {"-N $_\n" . ($_ eq 'b' ? "-A b -p tcp -c 7 70\n" : '')} qw(a b)] }, '7 7', 'save list list save', @two);
+ends('a list of several chains, each of another moment, confirms and no more', { save => [$A, $B], list => [map {"-N $_\n-A $_ -p tcp -c 9 90\n"} qw(a b)] },
+    qr/^ipv4: the ruleset changes while it is read/m, 'save list list save', @two);
+ends('... and the third read decides', { save => [$A, $AB], list => [map {"-N $_\n-A $_ -p tcp -c 9 90\n"} qw(a b)] }, '7 7', 'save list list save', @two);
 ends('... in the third the first again',            { save => [$A], list => [map {"-N $_\n" . ($_ eq 'b' ? "-A b -p tcp -c 7 70\n" : '')} qw(a b)] },
     qr/^ipv4: the ruleset changes while it is read/m, 'save list list save', @two);
 
