@@ -213,8 +213,9 @@ sub patiently(&;$) {
     return;
 }
 
+# One that a server can have without SO_REUSEADDR: no connection that was closed a minute ago has it, from any address.
 sub free_port {
-    my $s = IO::Socket::INET->new(LocalAddr => '127.0.0.1', Listen => 1, ReuseAddr => 1) or die "listen: $!";
+    my $s = IO::Socket::INET->new(LocalAddr => '0.0.0.0', Listen => 1) or die "listen: $!";
     return $s->sockport;
 }
 
