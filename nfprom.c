@@ -3202,8 +3202,7 @@ static bool goes_on(const struct fact *fact, const struct tally *tally) {
     if (!fact->rule.terminal)
         return true;
     for (size_t i = 0; i < COUNT(to_policy) && tally->policies > 0; i++) {
-        size_t len = to_policy[i].len;
-        if (target.len >= len && memcmp(target.at, to_policy[i].at, len) == 0)
+        if (begins_with_text(target, to_policy[i]))
             return true;
     }
     return false;

@@ -26,17 +26,6 @@ static const char *end_of(struct text t) {
     return t.at + t.len;
 }
 
-/* (No memcmp: what is looked for is a byte or three, and this is asked for each line.) */
-static bool begins_with_text(struct text t, struct text start) {
-    if (t.len < start.len)
-        return false;
-    for (size_t i = 0; i < start.len; i++) {
-        if (t.at[i] != start.at[i])
-            return false;
-    }
-    return true;
-}
-
 static bool begins_with(struct text t, const char *s) {
     return begins_with_text(t, (struct text){s, strlen(s)});
 }

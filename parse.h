@@ -38,6 +38,18 @@ static inline bool same_text(struct text a, struct text b) {
     return a.at[a.len - 1] == b.at[b.len - 1] && memcmp(a.at, b.at, a.len) == 0;
 }
 
+/* Whether t begins with the bytes of `start`. (Inline, and no memcmp: what is looked for is a
+ * byte or three, and this is asked for each line.) */
+static inline bool begins_with_text(struct text t, struct text start) {
+    if (t.len < start.len)
+        return false;
+    for (size_t i = 0; i < start.len; i++) {
+        if (t.at[i] != start.at[i])
+            return false;
+    }
+    return true;
+}
+
 /* ---- the request ----------------------------------------------------------------- */
 
 enum {
@@ -189,8 +201,7 @@ struct ruleset {
         ELSEWHERE = 4 /* another table */
     } place;
     bool found[CHAINS_MAX];
-    unsigned
-        shadowed; /* a bit for each known target of whose name the user has a chain */
+    unsigned shadowed; /* a bit for each known target that is a user's chain here */
     size_t start, end; /* of the unread bytes in memory.lines */
 };
 
