@@ -117,7 +117,7 @@ SKIP: {
 # ---- for lack of memory
 
 SKIP: {
-    skip('the address sanitizer needs terabytes', 12) if slurp($NFPROM) =~ /__asan_init/;
+    skip('the address sanitizer needs terabytes', 12) if is_sanitized();
     my @little = (wrap => [shell_limit('-d 900000')]);
     ends('under a limit, both commands say the same', { save => [$EMPTY], list => [$LIST{EMPTY}] }, 'none', 'save list', @little);
     ends('under a limit, the other command runs out of memory', { save => [$EMPTY], list => [{ status => 4, err => "iptables v1.8.9 (nf_tables): Memory allocation problem\n" }] },
@@ -129,7 +129,7 @@ SKIP: {
 
 # iptables may lose some rules of a chain, too, and tell of it as little: so what comes near a limit is not believed.
 SKIP: {
-    skip('the address sanitizer needs terabytes', 2) if slurp($NFPROM) =~ /__asan_init/;
+    skip('the address sanitizer needs terabytes', 2) if is_sanitized();
     for ([20, 200], [120, 503], [120, 200, '-d unlimited']) {
         my ($megabytes, $status, $limit) = @$_;
         fake(out => $RULE, run => qq(perl -e 'push \@a, "x" x 1000000 for 1 .. $megabytes'\ncat "\$OUT"));
@@ -141,7 +141,7 @@ SKIP: {
 
 # What nfprom itself has in memory is not the command's.
 SKIP: {
-    skip('the address sanitizer needs terabytes', 2) if slurp($NFPROM) =~ /__asan_init/;
+    skip('the address sanitizer needs terabytes', 2) if is_sanitized();
     fake(list => 'x', run => q(perl -e 'print "*filter\n:prometheus - [0:0]\n"; printf "[1:1] -A prometheus -s 10.%d.%d.%d/32 -p tcp -m tcp --sport 443 -j RETURN\n", $_ >> 16, $_ >> 8 & 255, $_ & 255 for 1 .. 100_000; print "COMMIT\n"'));
     fake6();
     my $r = run(flags => ['-print', '-ipv6', '-timeout', '5m'], limit => 400, wrap => [shell_limit('-d 14000')]);

@@ -27,7 +27,7 @@ our @EXPORT = qw(
     fake fake6 fake_sudo filter_table save commands slurp spew
     get serve converse spawn reap run print_mode shell_limit
     answers parse_metrics parse_openmetrics series value log_lines
-    left_over none_left unprivileged has_net_admin is_root
+    left_over none_left unprivileged has_net_admin is_root is_sanitized
     need_root skip_or_fail patiently
 );
 
@@ -300,11 +300,14 @@ sub _reread {
     return $all;
 }
 
+# Whether it is built with the address sanitizer, which reserves terabytes.
+sub is_sanitized { return slurp($NFPROM) =~ /__asan_init/ }
+
 # A command line that starts the rest of its arguments under limits of the shell's ulimit. The
 # number of processes is -u in one shell and -p in another. A program built with the address
 # sanitizer reserves terabytes of address space, so that it cannot be limited.
 sub shell_limit {
-    my $sanitized = slurp($NFPROM) =~ /__asan_init/;
+    my $sanitized = is_sanitized();
     my @set = map { /^-u(.*)/ ? "{ ulimit -u$1 2>/dev/null || ulimit -p$1; }" : /^-v/ && $sanitized ? ':' : "ulimit $_" } @_;
     return ('/bin/sh', '-c', join(' && ', @set) . ' || exit 125; exec "$@"', 'sh');
 }
