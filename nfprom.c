@@ -644,6 +644,11 @@ static void set_initial(struct config *config, bool lists) {
     }
 }
 
+/* Whether -variant asks for this one: "-nft" or "-legacy". */
+static bool is_variant(const struct config *config, const char *suffix) {
+    return strcmp(config->variant, suffix) == 0;
+}
+
 /* How many families are enabled, from one on. */
 static int count_enabled(const struct config *config, size_t from) {
     int count = 0;
@@ -1378,16 +1383,16 @@ static void tally_rule(struct tally *tally, const struct fact *fact) {
 }
 
 /* Finds out whether a packet can come to the rule. `record` is that of the last rule with the
- * same labels, if there is one (else FREE). The same labels, written in other words, may
- * match other packets (fragments have no ports): so the texts must be the same, too. What stands in them
- * must be what was printed: the name \xe9 and the byte 0xe9 are shown the same. */
+ * same labels, if there is one (else FREE). The same labels, written in other words, may match
+ * other packets (fragments have no ports): so the texts must be the same, too. */
 static void look_back(struct facts *facts, struct fact *fact, size_t record,
-                      const struct fact *before, bool match_is_harmless) {
+                      const struct fact *before) {
     const struct rule *rule = &fact->rule;
     bool is_behind = record > facts->rewritten[rule->chain] && before->closes &&
                      same_text(before->rule.match, rule->match);
     fact->unreachable = is_behind || facts->closed[rule->chain];
-    fact->closes = is_behind || (rule->terminal && rule->stable && match_is_harmless);
+    if (is_behind)
+        fact->closes = true;
     if (rule->terminal && rule->match.len == 0)
         facts->closed[rule->chain] = true;
     if (rule->rewrites && !fact->unreachable)
@@ -1396,7 +1401,7 @@ static void look_back(struct facts *facts, struct fact *fact, size_t record,
 
 /* A rule goes to the seed's pair if its five labels express it and it is the first to
  * match that, else to the verbatim pair. */
-static bool keep_rule(struct facts *facts, struct fact *fact, bool match_is_harmless) {
+static bool keep_rule(struct facts *facts, struct fact *fact) {
     struct rule *rule = &fact->rule;
     struct fact before = {.closes = false};
     if (!reserve_slot(facts) || !keep_target(facts, rule))
@@ -1409,7 +1414,7 @@ static bool keep_rule(struct facts *facts, struct fact *fact, bool match_is_harm
         read_record(facts, slot->record, &before);
         fact->nth = before.nth + 1;
     }
-    look_back(facts, fact, slot->record, &before, match_is_harmless);
+    look_back(facts, fact, slot->record, &before);
     bool expressed = rule->expressible && fact->nth == 1;
     fact->pair = expressed ? PAIR_SEED : PAIR_VERBATIM;
     *slot = (struct slot){hash, (uint32_t)facts->records.len};
@@ -1431,14 +1436,15 @@ static bool keep_policy(struct facts *facts, struct fact *fact) {
 static bool keep(struct facts *facts, enum item item, const struct rule *rule) {
     struct fact fact = {.nth = 1, .rule = *rule};
     bool match_is_harmless = is_harmless(rule->match);
+    /* (What stands in the match must be what was printed: the name \xe9 and the byte 0xe9 are
+     * shown the same.) */
+    fact.closes = rule->terminal && rule->stable && match_is_harmless;
     fact.harmless = match_is_harmless && is_harmless(rule->target);
     if (!is_harmless(rule->comment) || !is_harmless(rule->policy))
         fact.harmless = false;
     if (!fact.harmless && !show_rule(&facts->visible, &fact.rule))
         return false;
-    if (item == ITEM_POLICY)
-        return keep_policy(facts, &fact);
-    return keep_rule(facts, &fact, match_is_harmless);
+    return item == ITEM_POLICY ? keep_policy(facts, &fact) : keep_rule(facts, &fact);
 }
 
 /* ---- one run of iptables --------------------------------------------------------- */
@@ -1939,13 +1945,12 @@ static void put_chain_commands(struct sink *to, const struct failure *failure) {
     if (says(failure, "is incompatible"))
         put_string(to, "; if it is there, it holds native nft rules, which iptables does "
                        "not list");
-    const char *variant = failure->config->variant;
     if (says(failure, "legacy tables present"))
         put_string(to, "; there are legacy tables too, perhaps empty: if the chain is in "
                        "one, use -variant legacy");
-    else if (strcmp(variant, "-legacy") == 0)
+    else if (is_variant(failure->config, "-legacy"))
         put_string(to, "; if it is in nft, use -variant nft");
-    else if (strcmp(variant, "-nft") == 0)
+    else if (is_variant(failure->config, "-nft"))
         put_string(to, "; if it is in a legacy table, use -variant legacy");
     else
         put_string(to, "; if it is in the other backend, use -variant nft or "
@@ -2127,7 +2132,8 @@ static enum reading run_once(const struct config *config, struct family *family,
     struct run run;
     put_command(&sink, config, family->kind, dialect);
     end_text(&sink);
-    forget_facts(&family->facts);
+    forget_facts(
+        &family->facts); /* (what is in memory now counts as the command's, too) */
     long own = has_limits() ? own_memory() : 0;
     bool started = start_run(&run, command);
     run.own = own;
@@ -2184,7 +2190,7 @@ enum {
  * none.) */
 static bool may_be_legacy(const struct config *config, const struct family *family) {
     if (*config->variant != '\0')
-        return strcmp(config->variant, "-legacy") == 0;
+        return is_variant(config, "-legacy");
     return access(family->kind->legacy_tables, F_OK) == 0;
 }
 
@@ -2263,7 +2269,7 @@ static enum reading read_list(const struct config *config, struct family *family
  * more under the lock. */
 static enum reading read_table(const struct config *config, struct family *family,
                                struct ruleset *rs, struct lock *lock, usec deadline) {
-    bool is_legacy = strcmp(config->variant, "-legacy") == 0;
+    bool is_legacy = is_variant(config, "-legacy");
     enum reading reading = READ_FAILED;
     try_lock(lock);
     if (lock->held || !is_legacy) {
@@ -2293,7 +2299,7 @@ static enum reading read_safely(const struct config *config, struct family *fami
     family->is_unsafe = false;
     if (dialect == DIALECT_LIST)
         return read_list(config, family, rs, deadline);
-    if (strcmp(config->variant, "-nft") == 0)
+    if (is_variant(config, "-nft"))
         return run_once(config, family, rs, dialect, deadline);
     struct lock lock = open_lock();
     enum reading reading;
@@ -2402,19 +2408,20 @@ static bool has_failed(const struct family *family) {
 
 /* Whether both families have failed for the same reason: but for the command's name. */
 static bool fail_alike(const struct report *report) {
-    static const struct text names[FAMILIES] = {TEXT("iptables"), TEXT("ip6tables")};
+    const char *names[] = {family_kinds[IPV4].command, family_kinds[IPV6].command};
+    size_t lengths[] = {strlen(names[IPV4]), strlen(names[IPV6])};
     const struct family *families = report->families;
     if (!has_failed(&families[IPV4]) || !has_failed(&families[IPV6]))
         return false;
     const char *a = families[IPV4].reason;
     const char *b = families[IPV6].reason;
     while (*a && *b) {
-        bool at_name = strncmp(a, names[IPV4].at, names[IPV4].len) == 0 &&
-                       strncmp(b, names[IPV6].at, names[IPV6].len) == 0;
+        bool at_name = strncmp(a, names[IPV4], lengths[IPV4]) == 0 &&
+                       strncmp(b, names[IPV6], lengths[IPV6]) == 0;
         if (!at_name && *a != *b)
             return false;
-        a += at_name ? names[IPV4].len : 1;
-        b += at_name ? names[IPV6].len : 1;
+        a += at_name ? lengths[IPV4] : 1;
+        b += at_name ? lengths[IPV6] : 1;
     }
     return *a == *b;
 }
@@ -3154,8 +3161,9 @@ static void put_style(struct sink *sink) {
 /* What put_style() writes, to a browser, which takes no other style, and nothing else that is not
  * text. When the style changes, t/37 says what its hash is. */
 static const char page_policy[] =
-    "default-src 'none'; style-src 'sha256-Ij6MPLfmYqtfQOKPEXASWeRoZPMIsanfuG/EAmDka4k='; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'none'";
+    "default-src 'none'; "
+    "style-src 'sha256-Ij6MPLfmYqtfQOKPEXASWeRoZPMIsanfuG/EAmDka4k='; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 static void put_page_head(struct sink *sink) {
     put_string(sink, "<!DOCTYPE html>\n<html lang=en><meta charset=utf-8>"
