@@ -82,6 +82,9 @@ static void hide_vdso(pid_t pid) {
         if (get(pid, at) == AT_SYSINFO_EHDR) set(pid, at, AT_IGNORE);
 }
 
+/* The processes whose call does not reach the kernel, until it returns. (A return from a signal handler looks like one.) */
+static char undone[1 << 22]; /* as many as Linux has */
+
 int main(int argc, char **argv) {
     int follow = argc > 1 && strcmp(argv[1], "-f") == 0, faults = -1, status, last = 0;
     size_t c = 0, e = 0;
@@ -149,13 +152,16 @@ int main(int argc, char **argv) {
                     set_register(pid, offsetof(struct user, regs.rdx), 1);
                 else if (closing)
                     set_register(pid, offsetof(struct user, regs.rax), -effect);
-                else if (effect > 0)
+                else if (effect > 0) {
                     set_register(pid, offsetof(struct user, regs.orig_rax), -1);
+                    undone[pid] = 1;
+                }
             } else if (info.op == PTRACE_SYSCALL_INFO_EXIT && piece != 0) {
                 set(pid, piece, piece_len);
                 piece = 0;
-            } else if (info.op == PTRACE_SYSCALL_INFO_EXIT && effect > 0 && (long)regs.orig_rax == -1) {
+            } else if (info.op == PTRACE_SYSCALL_INFO_EXIT && undone[pid]) {
                 set_register(pid, offsetof(struct user, regs.rax), -effect);
+                undone[pid] = 0;
             } else if (info.op == PTRACE_SYSCALL_INFO_EXIT && effect == JUMP && chosen) {
                 if (regs.orig_rax == SYS_time)
                     set_register(pid, offsetof(struct user, regs.rax), (long)regs.rax + ++jumps * DAY);
