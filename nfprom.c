@@ -18,14 +18,15 @@
  * There is one deadline (-timeout, 8 s) for the whole exchange. A 200 says that each family which
  * reports success was read to its COMMIT (a list has none), with status 0, the chain found
  * and every counter a number below 2^64; and a chain without any rule is believed only when the
- * other command has said the same. No byte of a request gets into a command. Messages go to
- * standard error or, if that is the client's connection, to syslog.
+ * other command has said the same. No byte of a request gets into a command, and the process
+ * that reads it holds no right (see the collector). Messages go to standard error or, if that is
+ * the client's connection, to syslog.
  *
  * Exit status: 0 answered, 1 nfprom or iptables failed, 2 wrong flags.
  *
  * The data flow one way, and this file is in the same order, behind time, messages and flags:
  *
- *   command -> output -> rules (parse.c) -> facts -> view -> sink
+ *   collector: command -> output -> rules (parse.c) -> facts -> view -> sink
  *
  * Facts are what was read, kept once, in the chain's order. A view (text format, OpenMetrics,
  * page) makes bytes of them, and knows no HTTP. A sink takes the bytes of any view: it counts
@@ -37,6 +38,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <grp.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <poll.h>
@@ -52,6 +54,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/time.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <syslog.h>
@@ -74,6 +77,7 @@ enum {
 
     /* time */
     SENDING_DIVISOR = 16,     /* the last 1/16 of the time is for sending */
+    COLLECTOR_GRACE = SECOND, /* what a collector lives longer than nfprom waits */
     FAMILY_DIVISOR = 4,       /* a family leaves 1/4 of the time to each that follows */
     SCRAPE_MARGIN_MS = 500,   /* of the scraper's timeout, kept for its own work */
     SCRAPE_TIME_MIN_MS = 100, /* what a scrape gets at least */
@@ -104,7 +108,8 @@ enum {
     SOURCE_MAX = 8,        /* of them from one address */
     LISTENERS_MAX = 16,
     CAP_NET_ADMIN = 12, /* linux/capability.h, which not every libc's headers bring */
-    CAPABILITY_VERSION_3 = 0x20080522
+    CAPABILITY_VERSION_3 = 0x20080522,
+    NOBODY = 65534 /* the user and the group without rights */
 };
 
 static usec now(void) {
@@ -1447,29 +1452,246 @@ static bool keep(struct facts *facts, enum item item, const struct rule *rule) {
     return item == ITEM_POLICY ? keep_policy(facts, &fact) : keep_rule(facts, &fact);
 }
 
-/* ---- one run of iptables --------------------------------------------------------- */
+/* ---- the commands ---------------------------------------------------------------- */
 
-/* The collector is a child of nfprom that leads a process group of its own; in it popen's
- * shell becomes iptables-save. So a command that hangs can be killed with all that it
- * started, and nobody but nfprom holds the client's connection. */
-struct run {
-    pid_t collector; /* -1: there is none */
-    int out, err;    /* read ends: what the command prints, and what it complains of */
-    long long total; /* bytes read of what it prints */
-    bool timed_out;
-    int status; /* as a shell counts: 128 + the signal */
-    long own;   /* resident memory in KiB, of nfprom before the fork */
-    long peak;  /* the same of any of its processes, the most; not less than own */
-    size_t said_len;
-    bool said_cut;             /* its beginning is lost */
-    char said[SAID_MAX + 1];   /* the end of what it complains of */
-    char trouble[TROUBLE_MAX]; /* what is wrong with its output, as nfprom sees it */
+static const struct family_kind {
+    struct text label;         /* the value of l2proto */
+    const char *name;          /* for people */
+    const char *command;       /* that changes and lists its rules */
+    const char *legacy_tables; /* the kernel's list of them, where it has any */
+} family_kinds[FAMILIES] = {
+    [IPV4] = {TEXT("ipv4"), "IPv4", "iptables", "/proc/net/ip_tables_names"},
+    [IPV6] = {TEXT("ipv6"), "IPv6", "ip6tables", "/proc/net/ip6_tables_names"},
 };
 
-static void end_group(int signal) {
-    (void)signal;
-    kill(0, SIGKILL);
+/* The sets of capabilities of this process. */
+struct capabilities {
+    struct {
+        uint32_t effective, permitted, inheritable;
+    } words[2]; /* of 32 capabilities each */
+};
+
+static struct capability_head { uint32_t version, pid; } this_process(void) {
+    return (struct capability_head){CAPABILITY_VERSION_3, 0};
 }
+
+static bool get_capabilities(struct capabilities *sets) {
+    struct capability_head head = this_process();
+    return syscall(SYS_capget, &head, sets) == 0;
+}
+
+/* Whether a command that this process starts will have CAP_NET_ADMIN: root has, others if
+ * it is ambient. */
+static bool may_read(void) {
+    struct capabilities sets;
+    bool is_root = geteuid() == 0;
+    if (!get_capabilities(&sets))
+        return is_root;
+    bool effective = sets.words[0].effective >> CAP_NET_ADMIN & 1;
+    bool inherited =
+        is_root || prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_IS_SET, CAP_NET_ADMIN, 0, 0) == 1;
+    return effective && inherited;
+}
+
+/* For the shell: in single quotes, if they are needed, a name that may hold any byte but
+ * blanks. */
+static void put_word(struct sink *sink, struct text word) {
+    static const char plain[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+                                "0123456789-_.:+@%/,";
+    size_t good = 0;
+    while (good < word.len && strchr(plain, word.at[good]))
+        good++;
+    if (good == word.len) {
+        put_text(sink, word);
+        return;
+    }
+    put_string(sink, "'");
+    for (size_t i = 0; i < word.len; i++) {
+        if (word.at[i] == '\'') {
+            put_string(sink, "'\\''");
+        } else {
+            put(sink, &word.at[i], 1);
+        }
+    }
+    put_string(sink, "'");
+}
+
+/* What prints the counters. With -w iptables waits for the lock of the legacy tables.
+ * (iptables-save takes no lock: read_safely takes it.) The last command takes the place of the
+ * shell. */
+static void put_command(struct sink *sink, const struct config *config,
+                        const struct family_kind *kind, enum dialect dialect) {
+    const char *sudo = may_read() ? "" : "sudo -n ";
+    if (dialect == DIALECT_SAVE) {
+        put_format(sink, "exec %s%s%s-save -c -t %s", sudo, kind->command,
+                   config->variant, config->table);
+        return;
+    }
+    for (size_t i = 0; i < config->nchains; i++) {
+        bool is_last = i + 1 == config->nchains;
+        if (is_last)
+            put_string(sink, "exec ");
+        put_format(sink, "%s%s%s -w -t %s -v -S ", sudo, kind->command, config->variant,
+                   config->table);
+        put_word(sink, config->chains[i]);
+        if (!is_last)
+            put_string(sink, " && ");
+    }
+}
+
+/* ---- the lock of the legacy tables ------------------------------------------------ */
+
+/* What the collector does about it while a command runs. */
+enum lock_use {
+    LOCK_UNUSED,
+    LOCK_IN_LINE, /* the command takes it itself; only one nfprom at a time lets it wait */
+    LOCK_IF_FREE,
+    LOCK_WAITED_FOR
+};
+
+enum lock_state {
+    LOCK_CLOSED, /* it cannot be opened (it belongs to root), or was not to be taken */
+    LOCK_BUSY,
+    LOCK_HELD
+};
+
+/* The lock that changers of the legacy tables hold. So that many nfproms do not starve them,
+ * only one at a time tries to get it: the others stand in line at the lock of their own
+ * program's file. */
+struct lock {
+    int fd, queue; /* -1: not opened */
+    bool is_first, held;
+};
+
+enum {
+    NAP_FIRST = 1, /* ms between two tries */
+    NAP_IN_LINE = 4
+};
+
+static const char *lock_file(void) {
+    const char *file = getenv("XTABLES_LOCKFILE");
+    return file && *file ? file : "/run/xtables.lock";
+}
+
+static void stand_in_line(struct lock *lock) {
+    lock->queue = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
+    lock->is_first = lock->queue < 0;
+}
+
+static void try_line(struct lock *lock) {
+    if (lock->is_first)
+        return;
+    bool is_taken = flock(lock->queue, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+    lock->is_first = !is_taken; /* (some file systems know no such lock) */
+}
+
+/* A quarter of the time at most: anybody may hold up what stands at a file that anybody may
+ * open. */
+static void wait_in_line(struct lock *lock, usec deadline) {
+    usec until = now() + (deadline - now()) / 4;
+    try_line(lock);
+    while (!lock->is_first && now() < until) {
+        poll(NULL, 0, NAP_IN_LINE);
+        try_line(lock);
+    }
+    lock->is_first = true;
+}
+
+static void open_lock(struct lock *lock) {
+    lock->fd =
+        open(lock_file(), O_RDONLY | O_CREAT | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0600);
+    if (lock->fd >= 0)
+        stand_in_line(lock);
+}
+
+static void try_lock(struct lock *lock) {
+    try_line(lock);
+    if (lock->is_first)
+        lock->held = flock(lock->fd, LOCK_EX | LOCK_NB) == 0;
+}
+
+/* (flock(2) knows no timeout. Who waits too long is ended from outside.) */
+static void wait_for_lock(struct lock *lock, usec deadline) {
+    wait_in_line(lock, deadline);
+    try_lock(lock);
+    while (!lock->held) {
+        poll(NULL, 0, NAP_FIRST);
+        try_lock(lock);
+    }
+}
+
+static struct lock take_lock(enum lock_use use, usec deadline) {
+    struct lock lock = {.fd = -1, .queue = -1};
+    if (use == LOCK_IN_LINE) {
+        stand_in_line(&lock);
+        wait_in_line(&lock, deadline);
+    }
+    if (use == LOCK_IF_FREE || use == LOCK_WAITED_FOR)
+        open_lock(&lock);
+    if (lock.fd >= 0)
+        try_lock(&lock);
+    if (lock.fd >= 0 && use == LOCK_WAITED_FOR && !lock.held)
+        wait_for_lock(&lock, deadline);
+    return lock;
+}
+
+static enum lock_state state_of(const struct lock *lock) {
+    if (lock->fd < 0)
+        return LOCK_CLOSED;
+    return lock->held ? LOCK_HELD : LOCK_BUSY;
+}
+
+static void release_lock(const struct lock *lock) {
+    if (lock->fd >= 0)
+        close(lock->fd);
+    if (lock->queue >= 0)
+        close(lock->queue);
+}
+
+/* ---- the collector: it has the right, and reads nothing ---------------------------- */
+
+/* Who reads a stranger's bytes holds no right, and who holds a right reads no stranger's bytes.
+ * So before the request is read each family gets a collector, a child that keeps the rights of
+ * nfprom; nfprom then drops its own (drop_rights). On the channel between them the collector
+ * takes nothing but words of one length, each of which says: run that command, and hold the lock
+ * so. It answers with the read ends of two pipes, and when the command has ended with how.
+ *
+ * The collector leads a process group of its own; in it popen's shell becomes iptables-save. When
+ * the channel is closed the collector ends with its group: so a command that hangs is killed with
+ * all that it started, also by a parent that is another user, and nothing is left behind one that
+ * was killed itself. At its own deadline it ends in any case. */
+struct collector {
+    const struct family_kind *kind;
+    pid_t pid;
+    int channel;   /* -1: it has ended, or could not be started */
+    int error;     /* errno, where there is no channel */
+    usec deadline; /* of the collector itself */
+    char commands[DIALECT_LIST + 1][COMMAND_MAX];
+};
+
+/* From nfprom. */
+struct word {
+    uint32_t dialect; /* which of the commands */
+    uint32_t lock;    /* enum lock_use */
+};
+
+/* To nfprom. The first comes with the pipes' ends, unless there is an error. */
+struct start {
+    int error; /* errno, or 0 */
+    enum lock_state lock;
+};
+
+struct end {
+    long own;             /* resident memory in KiB, of the collector */
+    long peak;            /* the same of any process of the command, the most */
+    int status;           /* as a shell counts */
+    uint32_t sees_legacy; /* 1: the command could read which legacy tables there are */
+};
+
+enum {
+    CANNOT_RUN = 126,
+    CHANNEL = STDIN_FILENO /* in the collector */
+};
 
 /* For the command: a PATH with the places of iptables-save, messages in one language. */
 static bool set_environment(void) {
@@ -1493,88 +1715,339 @@ static int status_of(int wait_status) {
     return 128 + WTERMSIG(wait_status);
 }
 
-enum {
-    CANNOT_RUN = 126
-};
+static void end_group(int signal) {
+    (void)signal;
+    kill(0, SIGKILL);
+}
 
-/* Only the collector comes here. The command's standard input is popen's pipe, which
- * pclose closes at once. */
-static _Noreturn void collect(const char *command, pid_t parent, int out, int err) {
-    setpgid(0, 0);
-    signal(SIGPIPE, SIG_DFL);
-    signal(SIGXFSZ, SIG_DFL);
-    signal(SIGTERM, end_group);
-    prctl(PR_SET_PDEATHSIG, SIGTERM); /* nfprom killed: nothing may be left behind */
-    if (getppid() != parent)
-        _exit(CANNOT_RUN);
-    /* Standard input, too, must not stay the client's connection. */
-    bool redirected = dup2(err, STDIN_FILENO) >= 0 && dup2(out, STDOUT_FILENO) >= 0 &&
-                      dup2(err, STDERR_FILENO) >= 0;
-    if (!redirected)
-        _exit(CANNOT_RUN);
-    FILE *pipe = set_environment() ? popen(command, "we") : NULL;
-    int status = pipe ? pclose(pipe) : -1;
-    if (status < 0) {
-        dprintf(STDERR_FILENO, "no shell: %s\n", strerror(errno));
-        _exit(CANNOT_RUN);
+/* Something has come through the channel, or its other end is closed. */
+static void on_channel(int signal) {
+    int error = errno; /* NOLINT(bugprone-signal-handler): kept for who was interrupted */
+    struct pollfd channel = {.fd = CHANNEL};
+    if (poll(&channel, 1, 0) == 1 && (channel.revents & POLLHUP))
+        end_group(signal);
+    errno = error; /* NOLINT(bugprone-signal-handler) */
+}
+
+/* Sends the start, with the read ends if both are there. */
+static void tell_start(const struct start *start, int out, int err) {
+    union {
+        struct cmsghdr head; /* for its alignment */
+        char bytes[CMSG_SPACE(2 * sizeof(int))];
+    } control = {.bytes = {0}};
+    const int ends[2] = {out, err};
+    struct iovec data = {(void *)start, sizeof *start};
+    struct msghdr message = {.msg_iov = &data, .msg_iovlen = 1};
+    if (start->error == 0) {
+        message.msg_control = &control;
+        message.msg_controllen = sizeof control;
+        struct cmsghdr *head = CMSG_FIRSTHDR(&message);
+        head->cmsg_level = SOL_SOCKET;
+        head->cmsg_type = SCM_RIGHTS;
+        head->cmsg_len = CMSG_LEN(sizeof ends);
+        memcpy(CMSG_DATA(head), ends, sizeof ends);
     }
-    _exit(status_of(status));
+    sendmsg(CHANNEL, &message, MSG_NOSIGNAL);
 }
 
-/* The second number of this file counts pages. 0 if it is not there. */
-static long own_memory(void) {
-    char text[100] = "";
-    int fd = open("/proc/self/statm", O_RDONLY | O_CLOEXEC);
+/* Whether the file can be read, or is not there. */
+static bool can_see(const char *file) {
+    int fd = open(file, O_RDONLY | O_CLOEXEC);
     if (fd < 0)
-        return 0;
-    (void)!read(fd, text, sizeof text - 1);
+        return errno == ENOENT;
     close(fd);
-    const char *blank = strchr(text, ' ');
-    return blank ? atol(blank) * (sysconf(_SC_PAGESIZE) / 1024) : 0;
+    return true;
 }
 
-/* False, and errno: it cannot be started. end_run() is due in any case. */
-static bool start_run(struct run *run, const char *command) {
+/* Runs the command with standard output and standard error. Its standard input is popen's pipe,
+ * which pclose closes at once. */
+static struct end run_command(const struct collector *self, const char *command) {
+    struct rusage own = {.ru_maxrss = 0};
+    struct rusage children = {.ru_maxrss = 0};
+    struct end end = {.status = CANNOT_RUN};
+    FILE *pipe = popen(command, "we");
+    int status = -1;
+    if (pipe) {
+        end.sees_legacy = can_see(self->kind->legacy_tables); /* while it gets going */
+        status = pclose(pipe);
+    }
+    if (status < 0)
+        dprintf(STDERR_FILENO, "no shell: %s\n", strerror(errno));
+    else
+        end.status = status_of(status);
+    getrusage(RUSAGE_SELF, &own);
+    getrusage(RUSAGE_CHILDREN, &children);
+    end.own = own.ru_maxrss;
+    end.peak = children.ru_maxrss;
+    return end;
+}
+
+/* Between two commands the collector's standard streams are the channel. False: they are not. */
+static bool obey(const struct collector *self, struct word word) {
     int out[2] = {-1, -1};
     int err[2] = {-1, -1};
-    pid_t parent = getpid();
-    *run = (struct run){.collector = -1};
-    bool piped = pipe2(out, O_CLOEXEC) == 0 && pipe2(err, O_CLOEXEC) == 0;
-    if (piped)
-        run->collector = fork();
-    if (run->collector == 0)
-        collect(command, parent, out[1], err[1]);
-    int error = errno;
-    if (run->collector > 0)
-        setpgid(run->collector, run->collector); /* whoever comes first */
-    close(out[1]);
-    close(err[1]);
-    run->out = out[0];
-    run->err = err[0];
-    errno = error;
-    return run->collector > 0;
+    struct lock lock = take_lock(word.lock, self->deadline);
+    bool piped = pipe2(out, O_CLOEXEC) == 0 && pipe2(err, O_CLOEXEC) == 0 &&
+                 dup2(out[1], STDOUT_FILENO) >= 0 && dup2(err[1], STDERR_FILENO) >= 0;
+    struct start start = {piped ? 0 : errno, state_of(&lock)};
+    tell_start(&start, out[0], err[0]);
+    for (int i = 0; i < 2; i++) {
+        close(out[i]);
+        close(err[i]);
+    }
+    if (piped) {
+        struct end end = run_command(self, self->commands[word.dialect]);
+        send(CHANNEL, &end, sizeof end, MSG_NOSIGNAL);
+    }
+    release_lock(&lock);
+    return dup2(CHANNEL, STDOUT_FILENO) >= 0 && dup2(CHANNEL, STDERR_FILENO) >= 0;
 }
 
-/* Kills what is left of the group before its leader is reaped: until then nobody else can
- * have its number. If all output was read, the leader has ended before, since it holds the
- * pipes: its status is safe. A status that cannot be known is no success. */
-static void end_run(struct run *run) {
-    int status = CANNOT_RUN << 8; /* as wait4 gives it for _exit(CANNOT_RUN) */
-    struct rusage usage = {.ru_maxrss = 0};
-    if (run->collector > 0) {
-        kill(-run->collector, SIGKILL);
-        pid_t reaped = -1;
-        do {
-            reaped = wait4(run->collector, &status, 0, &usage);
-        } while (reaped < 0 && errno == EINTR);
+/* Takes a word. False: it is none, or there will be no more. */
+static bool take_word(struct word *word) {
+    ssize_t len = recv(CHANNEL, word, sizeof *word, MSG_TRUNC);
+    return len == sizeof *word && word->dialect <= DIALECT_LIST &&
+           word->lock <= LOCK_WAITED_FOR;
+}
+
+static void set_timer(usec deadline) {
+    usec left = deadline - now();
+    if (left < 1)
+        left = 1; /* (0 would be no timer) */
+    struct itimerval timer = {.it_value = {left / SECOND, left % SECOND}};
+    setitimer(ITIMER_REAL, &timer, NULL);
+}
+
+/* Only the collector comes here. */
+static _Noreturn void collect(const struct collector *self, int channel) {
+    struct word word;
+    if (setpgid(0, 0) != 0)
+        _exit(CANNOT_RUN);     /* its group would be somebody else's */
+    prctl(PR_SET_DUMPABLE, 0); /* the same user, too, may not trace it */
+    signal(SIGPIPE, SIG_DFL);  /* for the command */
+    signal(SIGXFSZ, SIG_DFL);
+    signal(SIGTERM, end_group);
+    signal(SIGALRM, end_group);
+    signal(SIGIO, on_channel);
+    set_timer(self->deadline);
+    /* Nobody but nfprom holds the client's connection. */
+    bool ready = dup2(channel, STDIN_FILENO) >= 0 && dup2(channel, STDOUT_FILENO) >= 0 &&
+                 dup2(channel, STDERR_FILENO) >= 0 &&
+                 fcntl(CHANNEL, F_SETOWN, getpid()) == 0 &&
+                 fcntl(CHANNEL, F_SETFL, O_ASYNC) == 0;
+    close(channel);
+    while (ready && take_word(&word))
+        ready = obey(self, word);
+    end_group(0);
+    _exit(0);
+}
+
+/* It keeps no channel of the collectors before it. */
+static void start_collector(struct collector *collectors, size_t i) {
+    struct collector *collector = &collectors[i];
+    int channel[2];
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, channel) != 0) {
+        collector->error = errno;
+        return;
     }
-    run->status = status_of(status);
-    run->peak = usage.ru_maxrss;
+    collector->pid = fork();
+    if (collector->pid == 0) {
+        for (size_t before = 0; before < i; before++)
+            close(collectors[before].channel);
+        close(channel[0]);
+        collect(collector, channel[1]);
+    }
+    collector->error = collector->pid < 0 ? errno : ESRCH; /* once it has ended */
+    close(channel[1]);
+    if (collector->pid < 0)
+        close(channel[0]);
+    else
+        collector->channel = channel[0];
+}
+
+/* Starts one for each family that is enabled. */
+static void start_collectors(const struct config *config, struct collector *collectors,
+                             usec deadline) {
+    bool has_environment = set_environment();
+    for (size_t i = 0; i < FAMILIES; i++) {
+        struct collector *collector = &collectors[i];
+        collector->kind = &family_kinds[i];
+        collector->channel = -1;
+        collector->error = errno;
+        collector->deadline = deadline + COLLECTOR_GRACE;
+        if (!config->families[i] || !has_environment)
+            continue;
+        for (enum dialect dialect = 0; dialect <= DIALECT_LIST; dialect++) {
+            struct sink sink =
+                begin_text(collector->commands[dialect], sizeof *collector->commands);
+            put_command(&sink, config, collector->kind, dialect);
+            end_text(&sink);
+        }
+        start_collector(collectors, i);
+    }
+}
+
+/* What wait4(2) says of its end. */
+static int end_collector(struct collector *collector) {
+    int status = CANNOT_RUN << 8;
+    if (collector->channel < 0)
+        return status;
+    close(collector->channel);
+    collector->channel = -1;
+    while (waitpid(collector->pid, &status, 0) < 0 && errno == EINTR)
+        ;
+    return status;
+}
+
+static void end_collectors(struct collector *collectors) {
+    for (size_t i = 0; i < FAMILIES; i++)
+        end_collector(&collectors[i]);
+}
+
+/* ---- rights ------------------------------------------------------------------------ */
+
+static void become_nobody(void) {
+    uid_t real, effective, saved;
+    if (getresuid(&real, &effective, &saved) != 0)
+        return;
+    if (real != 0 && effective != 0 && saved != 0)
+        return;
+    /* (Root of some containers may not.) */
+    (void)!setgroups(0, NULL);
+    (void)!setresgid(NOBODY, NOBODY, NOBODY);
+    (void)!setresuid(NOBODY, NOBODY, NOBODY);
+}
+
+static bool has_capabilities(void) {
+    struct capabilities sets = {.words = {{0, 0, 0}, {0, 0, 0}}};
+    uint32_t all = 0;
+    if (!get_capabilities(&sets))
+        return true;
+    for (size_t i = 0; i < COUNT(sets.words); i++) {
+        all |=
+            sets.words[i].effective | sets.words[i].permitted | sets.words[i].inheritable;
+    }
+    return all != 0;
+}
+
+/* Gives up all that nfprom was started with, for good, before it reads the first byte. False,
+ * after a message: it could not. */
+static bool drop_rights(void) {
+    const struct capabilities none = {.words = {{0, 0, 0}, {0, 0, 0}}};
+    struct capability_head head = this_process();
+    int death_signal = 0;
+    prctl(PR_GET_PDEATHSIG, &death_signal);
+    prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
+    int capability = 0;
+    while (prctl(PR_CAPBSET_DROP, capability) ==
+           0) /* to the last; it needs a right itself */
+        capability++;
+    become_nobody();
+    syscall(SYS_capset, &head, &none);
+    prctl(PR_SET_PDEATHSIG, death_signal); /* another user has lost it */
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 && !has_capabilities())
+        return true;
+    log_line(
+        "the rights cannot be dropped, so no request is read: does a filter of system "
+        "calls forbid capset(2), prctl(2) or setresuid(2)?");
+    return false;
+}
+
+/* ---- one run of iptables ----------------------------------------------------------- */
+
+struct run {
+    struct collector *collector;
+    int out, err; /* read ends: what the command prints, and what it complains of */
+    int error;    /* errno: it did not start */
+    enum lock_state lock;
+    long long total; /* bytes read of what it prints */
+    bool timed_out;
+    struct end end;
+    size_t said_len;
+    bool said_cut;             /* its beginning is lost */
+    char said[SAID_MAX + 1];   /* the end of what it complains of */
+    char trouble[TROUBLE_MAX]; /* what is wrong with its output, as nfprom sees it */
+};
+
+/* Waits for what comes through the channel. False: nothing until the deadline. */
+static bool await(struct run *run, usec deadline) {
+    struct pollfd channel = {.fd = run->collector->channel, .events = POLLIN};
+    int ready;
+    do {
+        ready = poll(&channel, 1, ms_until(deadline));
+    } while (ready < 0 && now() < deadline);
+    run->timed_out = ready <= 0;
+    return ready > 0;
+}
+
+/* Takes the two ends out of a message. */
+static bool take_ends(struct run *run, struct msghdr *message) {
+    int ends[2];
+    const struct cmsghdr *head = CMSG_FIRSTHDR(message);
+    if (!head || head->cmsg_len != CMSG_LEN(sizeof ends))
+        return false;
+    memcpy(ends, CMSG_DATA(head), sizeof ends);
+    run->out = ends[0];
+    run->err = ends[1];
+    return true;
+}
+
+/* Waits until the command is started. False: it is not, for run->error if there was time. */
+static bool await_start(struct run *run, usec deadline) {
+    union {
+        struct cmsghdr head;
+        char bytes[CMSG_SPACE(2 * sizeof(int))];
+    } control;
+    struct start start;
+    struct iovec data = {&start, sizeof start};
+    struct msghdr message = {.msg_iov = &data,
+                             .msg_iovlen = 1,
+                             .msg_control = &control,
+                             .msg_controllen = sizeof control};
+    if (!await(run, deadline))
+        return false;
+    run->error = ESRCH; /* somebody has killed the collector */
+    ssize_t len = recvmsg(run->collector->channel, &message, MSG_CMSG_CLOEXEC);
+    if (len != sizeof start)
+        return false;
+    run->error = start.error;
+    run->lock = start.lock;
+    if (run->error == 0 && !take_ends(run, &message))
+        run->error = EMFILE;
+    return run->error == 0;
+}
+
+/* Tells the collector to start a command. */
+static struct run start_run(struct collector *collector, enum dialect dialect,
+                            enum lock_use lock) {
+    struct word word = {dialect, lock};
+    struct run run = {.collector = collector, .out = -1, .err = -1};
+    if (collector->channel < 0) {
+        run.error = collector->error;
+        return run;
+    }
+    ssize_t sent;
+    do {
+        sent = send(collector->channel, &word, sizeof word, MSG_NOSIGNAL);
+    } while (sent < 0 && errno == EINTR);
+    if (sent < 0)
+        run.error = errno;
+    return run;
+}
+
+/* Takes how the command ended; or ends it, with the collector: when it is out of time, or when
+ * nobody wants what else it has to say. */
+static void end_run(struct run *run, bool is_wanted, usec deadline) {
     close(run->out);
     close(run->err);
     while (run->said_len > 0 && run->said[run->said_len - 1] == '\n')
         run->said_len--;
     run->said[run->said_len] = '\0';
+    bool has_ended =
+        is_wanted && !run->timed_out && await(run, deadline) &&
+        recv(run->collector->channel, &run->end, sizeof run->end, 0) == sizeof run->end;
+    if (!has_ended)
+        run->end = (struct end){.status = status_of(end_collector(run->collector))};
 }
 
 /* Keeps the end of what the command says. False at its end. */
@@ -1667,23 +2140,15 @@ static bool read_run(struct run *run, struct ruleset *rs, struct facts *facts,
 
 /* ---- a family -------------------------------------------------------------------- */
 
-static const struct family_kind {
-    struct text label;         /* the value of l2proto */
-    const char *name;          /* for people */
-    const char *command;       /* that changes and lists its rules */
-    const char *legacy_tables; /* the kernel's list of them, where it has any */
-} family_kinds[FAMILIES] = {
-    [IPV4] = {TEXT("ipv4"), "IPv4", "iptables", "/proc/net/ip_tables_names"},
-    [IPV6] = {TEXT("ipv6"), "IPv6", "ip6tables", "/proc/net/ip6_tables_names"},
-};
-
 /* What is known of a family after its read. */
 struct family {
     const struct family_kind *kind;
+    struct collector *collector;
     bool enabled, success, timed_out;
     usec duration;
-    usec lock_time; /* of it, waiting for the lock of the legacy tables */
-    bool is_unsafe; /* legacy tables were read without their lock */
+    usec lock_time;             /* of it, waiting for the lock of the legacy tables */
+    enum lock_state lock_state; /* of the lock of the legacy tables, in the last run */
+    bool is_unsafe;             /* legacy tables were read without it */
     struct facts facts;
     char reason[REASON_MAX]; /* why there is no success */
 };
@@ -1696,70 +2161,6 @@ struct report {
     usec whole_time;   /* of the exchange, to its deadline */
     usec request_time; /* of it, until the request had come */
 };
-
-/* Whether a command that this process starts will have CAP_NET_ADMIN: root has, others if
- * it is ambient. */
-static bool may_read(void) {
-    struct {
-        uint32_t version, pid;
-    } head = {CAPABILITY_VERSION_3, 0};
-    struct {
-        uint32_t effective, permitted, inheritable;
-    } sets[2] = {{0, 0, 0}, {0, 0, 0}};
-    bool is_root = geteuid() == 0;
-    if (syscall(SYS_capget, &head, sets) != 0)
-        return is_root;
-    bool effective = sets[0].effective >> CAP_NET_ADMIN & 1;
-    bool inherited =
-        is_root || prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_IS_SET, CAP_NET_ADMIN, 0, 0) == 1;
-    return effective && inherited;
-}
-
-/* For the shell: in single quotes, if they are needed, a name that may hold any byte but
- * blanks. */
-static void put_word(struct sink *sink, struct text word) {
-    static const char plain[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-                                "0123456789-_.:+@%/,";
-    size_t good = 0;
-    while (good < word.len && strchr(plain, word.at[good]))
-        good++;
-    if (good == word.len) {
-        put_text(sink, word);
-        return;
-    }
-    put_string(sink, "'");
-    for (size_t i = 0; i < word.len; i++) {
-        if (word.at[i] == '\'') {
-            put_string(sink, "'\\''");
-        } else {
-            put(sink, &word.at[i], 1);
-        }
-    }
-    put_string(sink, "'");
-}
-
-/* What prints the counters. With -w iptables waits for the lock of the legacy tables.
- * (iptables-save takes no lock: read_safely takes it.) The last command takes the place of the
- * shell. */
-static void put_command(struct sink *sink, const struct config *config,
-                        const struct family_kind *kind, enum dialect dialect) {
-    const char *sudo = may_read() ? "" : "sudo -n ";
-    if (dialect == DIALECT_SAVE) {
-        put_format(sink, "exec %s%s%s-save -c -t %s", sudo, kind->command,
-                   config->variant, config->table);
-        return;
-    }
-    for (size_t i = 0; i < config->nchains; i++) {
-        bool is_last = i + 1 == config->nchains;
-        if (is_last)
-            put_string(sink, "exec ");
-        put_format(sink, "%s%s%s -w -t %s -v -S ", sudo, kind->command, config->variant,
-                   config->table);
-        put_word(sink, config->chains[i]);
-        if (!is_last)
-            put_string(sink, " && ");
-    }
-}
 
 /* ---- why a run was no success, and what to do about it */
 
@@ -1780,7 +2181,7 @@ static bool says(const struct failure *failure, const char *words) {
 static bool lacks_chain(const struct failure *failure) {
     if (failure->rs->missing.len == 0)
         return false;
-    return failure->run->status == 0 || says(failure, "No chain") ||
+    return failure->run->end.status == 0 || says(failure, "No chain") ||
            says(failure, "is incompatible");
 }
 
@@ -1805,11 +2206,7 @@ static bool hides_legacy(const struct failure *failure) {
         return true;
     if (!failure->rs->nft || went_through_sudo(failure))
         return false;
-    int fd = open(failure->kind->legacy_tables, O_RDONLY | O_CLOEXEC);
-    bool denied = fd < 0 && errno != ENOENT;
-    if (fd >= 0)
-        close(fd);
-    return denied;
+    return !failure->run->end.sees_legacy;
 }
 
 static bool shows_nothing_beside_legacy(const struct failure *failure) {
@@ -1850,8 +2247,8 @@ static bool comes_near_limit(const struct failure *failure) {
     enum {
         SLACK = 1024 /* KiB by which a fork may grow */
     };
-    rlim_t peak = (rlim_t)failure->run->peak * 1024;
-    if (failure->run->peak <= failure->run->own + SLACK)
+    rlim_t peak = (rlim_t)failure->run->end.peak * 1024;
+    if (failure->run->end.peak <= failure->run->end.own + SLACK)
         return false; /* it was nfprom's own */
     for (size_t i = 0; i < COUNT(memory_limits); i++) {
         rlim_t limit = limit_of(&memory_limits[i]);
@@ -1906,14 +2303,14 @@ static bool lacks_lock(const struct failure *failure) {
 static bool lacks_permission(const struct failure *failure) {
     bool denied = says(failure, "ermission denied") || says(failure, "not permitted") ||
                   says(failure, "must be root");
-    return denied && failure->run->status != CANNOT_RUN;
+    return denied && failure->run->end.status != CANNOT_RUN;
 }
 
 static bool lacks_command(const struct failure *failure) {
     enum {
         NOT_FOUND = 127
     };
-    return failure->run->status == NOT_FOUND;
+    return failure->run->end.status == NOT_FOUND;
 }
 
 /* Whether the command may not be run here, or says that it does not print this table, so that
@@ -2046,14 +2443,14 @@ static void put_advice(struct sink *to, const struct failure *failure) {
 /* What happened, in a few words. */
 static void put_event(struct sink *to, const struct failure *failure) {
     const struct run *run = failure->run;
-    bool ended_badly = run->status != 0 && failure->rs->ended;
+    bool ended_badly = run->end.status != 0 && failure->rs->ended;
     if (run->timed_out) {
         bool sudo = went_through_sudo(failure);
         put_format(to, "did not end in time%s (-timeout, or the scraper's own)",
                    sudo ? "; what sudo started is root's and cannot be killed"
                         : " and was killed");
     } else if (ended_badly && !lacks_chain(failure)) {
-        put_format(to, "ended with status %d", run->status);
+        put_format(to, "ended with status %d", run->end.status);
     } else {
         put_format(to, "gave no counters: %s", run->trouble);
     }
@@ -2096,7 +2493,7 @@ enum reading {
 /* What a run has come to; whole: it was read to its end. */
 static enum reading judge_run(const struct failure *failure, struct run *run,
                               bool whole) {
-    if (!whole || run->status != 0) {
+    if (!whole || run->end.status != 0) {
         if (failure->rs->changed)
             return READ_UNSTEADY;
         return is_refused(failure) ? READ_REFUSED : READ_FAILED;
@@ -2106,7 +2503,7 @@ static enum reading judge_run(const struct failure *failure, struct run *run,
             run->trouble, sizeof run->trouble,
             "it took %ld KiB of memory and may have lost rules for lack of more, which "
             "it would not tell",
-            run->peak);
+            run->end.peak);
         return READ_FAILED;
     }
     bool is_elsewhere =
@@ -2120,27 +2517,34 @@ static enum reading judge_run(const struct failure *failure, struct run *run,
                              no reason) */
 }
 
-/* One run from start to end. What can wait is done after the start, while the command gets
- * going: the wait is for it anyway, and a memory page that is written before the fork has to
- * be copied by the kernel after it. */
+/* Why nothing was started. */
+static enum reading fail_to_start(struct family *family, const struct run *run,
+                                  enum lock_use lock) {
+    if (run->timed_out && lock == LOCK_WAITED_FOR) {
+        snprintf(family->reason, sizeof family->reason,
+                 "another process holds the lock of the legacy tables, %s, all the time",
+                 lock_file());
+    } else if (run->timed_out) {
+        snprintf(family->reason, sizeof family->reason,
+                 "there was no time to start a process");
+        family->timed_out = true;
+    } else {
+        snprintf(family->reason, sizeof family->reason, "cannot start a process: %s",
+                 strerror(run->error));
+    }
+    return READ_FAILED;
+}
+
+/* One run from start to end. What can wait is done while the command gets going: the wait is for
+ * it anyway. */
 static enum reading run_once(const struct config *config, struct family *family,
-                             struct ruleset *rs, enum dialect dialect, usec deadline) {
-    static char command[COMMAND_MAX];
+                             struct ruleset *rs, enum dialect dialect, enum lock_use lock,
+                             usec deadline) {
     static char lines[RULE_LINE_MAX + READ_SIZE];
     static char comment[RULE_LINE_MAX];
-    struct sink sink = begin_text(command, sizeof command);
-    struct run run;
-    put_command(&sink, config, family->kind, dialect);
-    end_text(&sink);
-    forget_facts(
-        &family->facts); /* (what is in memory now counts as the command's, too) */
-    long own = has_limits() ? own_memory() : 0;
-    bool started = start_run(&run, command);
-    run.own = own;
-    if (!started) {
-        snprintf(family->reason, sizeof family->reason, "cannot start a process: %s",
-                 strerror(errno));
-    }
+    usec asked = now();
+    struct run run = start_run(family->collector, dialect, lock);
+    forget_facts(&family->facts);
     struct wanted wanted = {dialect, config->table, config->chains, config->nchains};
     struct ruleset_memory memory = {RULE_LINE_MAX, READ_SIZE, lines, comment};
     ruleset_begin(rs, wanted, memory);
@@ -2148,13 +2552,18 @@ static enum reading run_once(const struct config *config, struct family *family,
     bool ready = begin_facts(&family->facts);
     if (!ready)
         snprintf(run.trouble, sizeof run.trouble, "out of memory");
+    bool started = run.error == 0 && await_start(&run, deadline);
+    family->lock_state = run.lock;
+    if (lock == LOCK_WAITED_FOR)
+        family->lock_time += now() - asked;
     if (started && ready)
         whole = read_run(&run, rs, &family->facts, deadline);
-    end_run(&run);
+    end_run(&run, rs->ended || rs->changed, deadline);
     drop_index(&family->facts);
-    family->timed_out = run.timed_out;
     if (!started)
-        return READ_FAILED;
+        return fail_to_start(family, &run, lock);
+    family->timed_out = run.timed_out;
+    const char *command = family->collector->commands[dialect];
     /* put_command() may begin with it. */
     bool is_exec = strncmp(command, "exec ", strlen("exec ")) == 0;
     struct failure failure = {config,
@@ -2172,20 +2581,6 @@ static enum reading run_once(const struct config *config, struct family *family,
 
 /* ---- under the lock of the legacy tables */
 
-/* The lock that changers of the legacy tables hold. So that many nfproms do not starve them,
- * only one at a time tries to get it: the others stand in line at the lock of their own
- * program's file. */
-struct lock {
-    const char *file;
-    int fd, queue; /* -1: it cannot be opened (it belongs to root), or is not wanted */
-    bool is_first, held;
-};
-
-enum {
-    NAP_FIRST = 1, /* ms between two tries */
-    NAP_IN_LINE = 4
-};
-
 /* Whether the rules may be in legacy tables. (Where the kernel has no list of them, there are
  * none.) */
 static bool may_be_legacy(const struct config *config, const struct family *family) {
@@ -2194,99 +2589,26 @@ static bool may_be_legacy(const struct config *config, const struct family *fami
     return access(family->kind->legacy_tables, F_OK) == 0;
 }
 
-static void stand_in_line(struct lock *lock) {
-    lock->queue = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
-    lock->is_first = lock->queue < 0;
-}
-
-static void try_line(struct lock *lock) {
-    if (lock->is_first)
-        return;
-    bool is_taken = flock(lock->queue, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
-    lock->is_first = !is_taken; /* (some file systems know no such lock) */
-}
-
-/* A quarter of the time at most: anybody may hold up what stands at a file that anybody may
- * open. */
-static void wait_in_line(struct lock *lock, usec deadline) {
-    usec until = now() + (deadline - now()) / 4;
-    try_line(lock);
-    while (!lock->is_first && now() < until) {
-        poll(NULL, 0, NAP_IN_LINE);
-        try_line(lock);
-    }
-    lock->is_first = true;
-}
-
-static void try_lock(struct lock *lock) {
-    try_line(lock);
-    if (lock->is_first)
-        lock->held = flock(lock->fd, LOCK_EX | LOCK_NB) == 0;
-}
-
-/* flock(2) knows no timeout. */
-static void wait_for_lock(struct lock *lock, usec deadline) {
-    wait_in_line(lock, deadline);
-    try_lock(lock);
-    while (!lock->held && now() < deadline) {
-        poll(NULL, 0, NAP_FIRST);
-        try_lock(lock);
-    }
-}
-
-static struct lock open_lock(void) {
-    const char *file = getenv("XTABLES_LOCKFILE");
-    struct lock lock = {.file = file && *file ? file : "/run/xtables.lock", .queue = -1};
-    lock.fd =
-        open(lock.file, O_RDONLY | O_CREAT | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0600);
-    if (lock.fd >= 0)
-        stand_in_line(&lock);
-    return lock;
-}
-
-static void close_lock(const struct lock *lock) {
-    if (lock->fd >= 0)
-        close(lock->fd);
-    if (lock->queue >= 0)
-        close(lock->queue);
-}
-
 /* iptables -S takes the lock itself, and waits for it: many of them would hold up changes as
  * well. */
 static enum reading read_list(const struct config *config, struct family *family,
                               struct ruleset *rs, usec deadline) {
-    struct lock lock = {.fd = -1, .queue = -1};
-    if (may_be_legacy(config, family)) {
-        stand_in_line(&lock);
-        wait_in_line(&lock, deadline);
-    }
-    enum reading reading = run_once(config, family, rs, DIALECT_LIST, deadline);
-    close_lock(&lock);
-    return reading;
+    enum lock_use lock = may_be_legacy(config, family) ? LOCK_IN_LINE : LOCK_UNUSED;
+    return run_once(config, family, rs, DIALECT_LIST, lock, deadline);
 }
 
 /* A table under the lock; or, if it is known only from the output that it is a legacy one, once
  * more under the lock. */
 static enum reading read_table(const struct config *config, struct family *family,
-                               struct ruleset *rs, struct lock *lock, usec deadline) {
+                               struct ruleset *rs, usec deadline) {
     bool is_legacy = is_variant(config, "-legacy");
-    enum reading reading = READ_FAILED;
-    try_lock(lock);
-    if (lock->held || !is_legacy) {
-        reading = run_once(config, family, rs, DIALECT_SAVE, deadline);
-        is_legacy = rs->opened && !rs->nft;
-    }
-    if (lock->held || !is_legacy || family->timed_out)
-        return reading;
-    usec asked = now();
-    wait_for_lock(lock, deadline);
-    family->lock_time += now() - asked;
-    if (lock->held)
-        return run_once(config, family, rs, DIALECT_SAVE, deadline);
-    snprintf(family->reason, sizeof family->reason,
-             "another process holds the lock of the legacy tables, %s, all the time",
-             lock->file);
-    return READ_FAILED;
+    enum lock_use lock = is_legacy ? LOCK_WAITED_FOR : LOCK_IF_FREE;
+    enum reading reading = run_once(config, family, rs, DIALECT_SAVE, lock, deadline);
+    bool was_busy = family->lock_state == LOCK_BUSY && !family->timed_out;
+    if (was_busy && rs->opened && !rs->nft)
+        return run_once(config, family, rs, DIALECT_SAVE, LOCK_WAITED_FOR, deadline);
+    family->is_unsafe = family->lock_state == LOCK_CLOSED && !rs->nft;
+    return reading;
 }
 
 /* The legacy backend replaces its whole table at each change, and for a moment all counters
@@ -2300,17 +2622,8 @@ static enum reading read_safely(const struct config *config, struct family *fami
     if (dialect == DIALECT_LIST)
         return read_list(config, family, rs, deadline);
     if (is_variant(config, "-nft"))
-        return run_once(config, family, rs, dialect, deadline);
-    struct lock lock = open_lock();
-    enum reading reading;
-    if (lock.fd >= 0) {
-        reading = read_table(config, family, rs, &lock, deadline);
-    } else {
-        reading = run_once(config, family, rs, dialect, deadline);
-        family->is_unsafe = !rs->nft;
-    }
-    close_lock(&lock);
-    return reading;
+        return run_once(config, family, rs, dialect, LOCK_UNUSED, deadline);
+    return read_table(config, family, rs, deadline);
 }
 
 /* ---- until it is believed */
@@ -2447,13 +2760,15 @@ static void log_failures(const struct report *report) {
 /* Reads the enabled families, and logs what fails. The status: 200 if one succeeded, else
  * 504 if one was out of time, else 503. A family that hangs leaves the next a share of
  * the time. */
-static int scrape(const struct config *config, struct report *report, usec deadline) {
+static int scrape(const struct config *config, struct collector *collectors,
+                  struct report *report, usec deadline) {
     bool success = false;
     bool timed_out = false;
     report->config = config;
     for (size_t i = 0; i < FAMILIES; i++) {
         struct family *family = &report->families[i];
         family->kind = &family_kinds[i];
+        family->collector = &collectors[i];
         family->enabled = config->families[i];
         if (!family->enabled)
             continue;
@@ -2463,6 +2778,7 @@ static int scrape(const struct config *config, struct report *report, usec deadl
         success = success || family->success;
         timed_out = timed_out || family->timed_out;
     }
+    end_collectors(collectors);
     log_failures(report);
     if (success)
         return 200;
@@ -3373,6 +3689,7 @@ static void put_page(struct sink *sink, const struct report *report) {
 /* An exchange with a client on standard input and output. */
 struct exchange {
     const struct config *config;
+    struct collector *collectors;
     struct request request;
     usec started, deadline;
     time_t date; /* of the answer; the clock is asked once */
@@ -3713,7 +4030,8 @@ static int answer_scrape(const struct exchange *exchange, struct body body,
     usec for_sending = (shorter.deadline - shorter.started) / SENDING_DIVISOR;
     report.whole_time = shorter.deadline - shorter.started;
     report.request_time = now() - shorter.started;
-    int status = scrape(exchange->config, &report, shorter.deadline - for_sending);
+    int status = scrape(exchange->config, exchange->collectors, &report,
+                        shorter.deadline - for_sending);
     bool success = status == 200;
     report.read_at = time(NULL);
     body.of = failed.of = &report;
@@ -3802,26 +4120,37 @@ static int answer_request(const struct exchange *exchange) {
     return answer_not_found(exchange);
 }
 
-/* One exchange on standard input and output. Returns the exit status. */
-static int serve(const struct config *config) {
+/* One exchange, before it is known what is asked for. Returns the exit status. */
+static int exchange_with_client(struct exchange *exchange) {
     static char buf[REQUEST_MAX];
-    usec started = now();
-    struct exchange exchange = {.config = config,
-                                .started = started,
-                                .deadline = started + config->timeout};
-    usec reading_ends = exchange.deadline - config->timeout / SENDING_DIVISOR;
-    int status = read_request(buf, &exchange.request, reading_ends);
+    usec whole_time = exchange->deadline - exchange->started;
+    usec reading_ends = exchange->deadline - whole_time / SENDING_DIVISOR;
+    int status = read_request(buf, &exchange->request, reading_ends);
     if (status == NOBODY_ASKS)
         return 0;
     if (status == INPUT_FAILED) {
         log_line("standard input cannot be read: %s", strerror(errno));
         return 1;
     }
-    exchange.date = time(NULL);
-    exchange.head_only = text_is(exchange.request.method, "HEAD");
+    exchange->date = time(NULL);
+    exchange->head_only = text_is(exchange->request.method, "HEAD");
     if (flag_error[0] != '\0')
-        return answer_wrong_flags(&exchange);
-    return status == 200 ? answer_request(&exchange) : answer_status(&exchange, status);
+        return answer_wrong_flags(exchange);
+    return status == 200 ? answer_request(exchange) : answer_status(exchange, status);
+}
+
+/* One exchange on standard input and output. Returns the exit status. */
+static int serve(const struct config *config) {
+    static struct collector collectors[FAMILIES];
+    usec started = now();
+    struct exchange exchange = {.config = config,
+                                .collectors = collectors,
+                                .started = started,
+                                .deadline = started + config->timeout};
+    start_collectors(config, collectors, exchange.deadline);
+    int status = drop_rights() ? exchange_with_client(&exchange) : 1;
+    end_collectors(collectors);
+    return status;
 }
 
 /* ---- -print ------------------------------------------------------------------------ */
@@ -3845,9 +4174,11 @@ static void write_window(struct sink *sink) {
 
 static int print_exposition(const struct config *config) {
     static struct report report;
+    static struct collector collectors[FAMILIES];
     usec deadline = now() + config->timeout; /* of the reading */
     struct sink sink = begin_stream(write_window, deadline);
-    if (scrape(config, &report, deadline) != 200)
+    start_collectors(config, collectors, deadline);
+    if (!drop_rights() || scrape(config, collectors, &report, deadline) != 200)
         return 1;
     put_exposition(&sink, &report, FORMAT_TEXT);
     write_window(&sink);

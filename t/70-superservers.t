@@ -25,25 +25,25 @@ sub packets {
     return $answer->{status} == 200 ? exposition($answer->{body})->{nfprom_packets_total}{$series} : $answer->{wire};
 }
 
-# Of every process that runs our copy of nfprom: pid and the fields of its status.
+# Of every process that runs our copy of nfprom: the fields of its status.
 sub our_processes {
-    my @found;
-    for my $dir (glob '/proc/[0-9]*') {
-        next unless (readlink "$dir/exe" || '') eq $NFPROM;
-        push @found, { fields_of(substr $dir, 6) };
-    }
-    return @found;
+    return map { { fields_of($_) } } grep { (readlink "/proc/$_/exe" || '') eq $NFPROM } map {m{(\d+)}} glob '/proc/[0-9]*';
 }
 
-# What a process is allowed: nobody's, with CAP_NET_ADMIN alone.
+# Of these, those that read a request, and those that hold a right: collectors, and who listens.
+sub readers { return grep { defined $_->{CapPrm} && !hex $_->{CapPrm} } our_processes() }
+sub holders { return grep { hex($_->{CapPrm} || 0) } our_processes() }
+
+# What a process is allowed: nobody's, with CAP_NET_ADMIN alone; or without it, but in the set that bounds what it may get.
 sub is_nobody {
-    my ($name, %process) = @_;
+    my ($name, $right, %process) = @_;
     my ($uid, $gid) = (getpwnam('nobody'))[2, 3];
     is($process{Uid} || '', join("\t", ($uid) x 4), "$name is nobody");
     is($process{Gid} || '', join("\t", ($gid) x 4), "$name is in nobody's group");
     is($process{Groups} || '', '', "$name is in no other group");
-    is(join(' ', map { hex($process{$_} || 0) } qw(CapInh CapPrm CapEff CapBnd CapAmb)), join(' ', (1 << 12) x 5),
-        "$name has CAP_NET_ADMIN alone");
+    my $held = $right ? 1 << 12 : 0;
+    is(join(' ', map { hex($process{$_} || 0) } qw(CapInh CapPrm CapEff CapAmb CapBnd)), join(' ', ($held) x 4, 1 << 12),
+        $right ? "$name has CAP_NET_ADMIN alone" : "$name has no capability");
     is($process{NoNewPrivs}, 1, "$name gains no new privileges");
     return;
 }
@@ -73,7 +73,7 @@ my @silent;
 sub hold {
     my ($count, $from, $port) = @_;
     push @silent, map { dial($from, $port) || () } 1 .. $count;
-    return patiently { our_processes() == @silent } 600;
+    return patiently { readers() == @silent } 600;
 }
 
 # ---- xinetd: the shipped file, with another place of the program and another port
@@ -114,16 +114,13 @@ load_chain();
 # A connection that says nothing keeps a process there to be looked at.
 my $silent = IO::Socket::IP->new(PeerHost => '127.0.0.1', PeerPort => $port) or die "connect: $!";
 my @processes;
-patiently { @processes = our_processes() };
-is(scalar @processes, 1, 'xinetd: one process for one connection');
+patiently { @processes = readers() };
+is(scalar @processes, 1, 'xinetd: one process that reads, for one connection');
 my %process = %{ $processes[0] || {} };
-unlike($process{Uid} || '0', qr/\b0\b/, 'xinetd: it is not root');
-unlike($process{Gid} || '0', qr/\b0\b/, 'xinetd: nor in the group of root');
-is($process{Groups} || '', '', 'xinetd: nor in another group');
-for my $set (qw(CapPrm CapEff CapBnd CapAmb)) {
-    is(hex($process{$set} || 0), 1 << 12, "xinetd: $set is CAP_NET_ADMIN alone");
-}
-is($process{NoNewPrivs}, 1, 'xinetd: it gains no new privileges');
+is_nobody('xinetd: nfprom', 0, %process);
+my @collectors = holders();
+is(scalar @collectors, 1, 'xinetd: and one collector');
+is_nobody('xinetd: the collector', 1, %{ $collectors[0] || {} });
 is($process{SigIgn} && hex($process{SigIgn}) & 1 << 16, 0, 'xinetd: children are not ignored');
 close $silent;
 ok(patiently { !our_processes() }, 'xinetd: when the client goes away the process ends');
@@ -160,7 +157,7 @@ ok(wait_for_port($limited_port), 'xinetd: listens');
 ok(hold(8, '127.0.0.1', $limited_port), 'xinetd: 8 connections from one address are taken') or diag(scalar our_processes());
 is(outcome('127.0.0.1', $limited_port), 'closed unanswered', 'xinetd: the next is closed unanswered');
 is(outcome('127.0.0.2', $limited_port), 200, 'xinetd: one from another address is answered');
-ok(patiently { our_processes() == 8 }, 'xinetd: and its process ends');
+ok(patiently { our_processes() == 16 }, 'xinetd: and its process ends, and its collector');
 is(scalar(grep { !hold(8, "127.0.0.$_", $limited_port) } 2 .. 32), 0, 'xinetd: 8 more from each of 31 others') or diag(scalar our_processes());
 is(outcome('127.0.0.33', $limited_port), 'closed unanswered', 'xinetd: 256 in all, the next is closed unanswered');
 @silent = ();
@@ -249,11 +246,13 @@ sub works_as_written {
 
     # The stand-alone nfprom has a process that listens, and one for each connection.
     my $connection = dial('127.0.0.1', $port);
-    my @found;
-    my $wanted = $name eq 'nfprom' ? 2 : 1;
-    ok(patiently { $wanted == (@found = our_processes()) }, "README.md, $name: one process for one connection");
-    is_nobody("README.md, $name: nfprom", %$_) for @found;
-    is_nobody("README.md, $name: the server", fields_of($pid)) if $name ne 'inetd';
+    my @readers;
+    my $holders = $name eq 'nfprom' ? 2 : 1;
+    ok(patiently { 1 == (@readers = readers()) }, "README.md, $name: one process that reads, for one connection");
+    is_nobody("README.md, $name: nfprom", 0, %$_) for @readers;
+    is(scalar holders(), $holders, "README.md, $name: others hold the right: $holders");
+    is_nobody("README.md, $name: a holder", 1, %$_) for holders();
+    is_nobody("README.md, $name: the server", 1, fields_of($pid)) if $name ne 'inetd';
     close $connection;
     stop($pid);
     ok(patiently { !our_processes() }, "README.md, $name: no process is left");

@@ -143,7 +143,7 @@ failed | out flags-failed
 flags
 
 # ---- the rights of a process, and of iptables-save
-exec 4<>/dev/tcp/127.0.0.1/9914; waiting -x nfprom; rights $pid | out process
+exec 4<>/dev/tcp/127.0.0.1/9914; waiting -x nfprom; rights $pid | out process; rights $(pgrep -n -x nfprom) | out collector
 exec 4>&-; settled
 flags -timeout 1m
 fake iptables-save 'exec sleep 987'
@@ -258,10 +258,13 @@ chain iptables-nft 31:415
 iptables-nft-save -c -t filter 2>&1 > /dev/null | out legacy-warning
 flags -variant nft; scrape | out legacy-nft
 settled; journal | out legacy-nft-journal
+install -m 644 source/systemd/sandbox.conf /etc/systemd/system/nfprom@.service.d/; systemctl daemon-reload
+flags -variant legacy; scrape | out legacy-sandbox; settled
+systemd-analyze security --no-pager nfprom@x.service | tail -n 1 | out legacy-sandbox-security
+rm /etc/systemd/system/nfprom@.service.d/sandbox.conf; systemctl daemon-reload
 flags -variant legacy -timeout 1s; exec 6>> /run/xtables.lock; flock 6; scrape | out legacy-lock; exec 6>&-; settled
 flags -variant legacy -timeout 1m
-exec 4<>/dev/tcp/127.0.0.1/9914; waiting -x nfprom; rights $pid | out legacy-process
-(cd /proc/$pid/root && ls -d etc/* home/* root/* var/* srv/* run/* 2> /dev/null) | out legacy-files
+exec 4<>/dev/tcp/127.0.0.1/9914; waiting -x nfprom; rights $pid | out legacy-process; rights $(pgrep -n -x nfprom) | out legacy-collector
 exec 4>&-; settled
 fake iptables-legacy-save 'exec sleep 987'
 scrape > /dev/null & waiting -f 'sleep 987'; rights $pid | out legacy-process-save
@@ -310,10 +313,26 @@ sub is_clean {
     return;
 }
 
+sub mask_of {
+    my $mask = 0;
+    $mask |= 1 << { DAC_READ_SEARCH => 2, NET_ADMIN => 12, NET_RAW => 13 }->{$_} for @_;
+    return $mask;
+}
+
+# Who reads the request: it holds nothing, and can get nothing.
+sub holds_nothing {
+    my ($name, @bounding) = @_;
+    my %process = fact($name) =~ /^(\w+):[ \t]*(.*)$/mg;
+    unlike($process{Uid} || '0', qr/\b0\b/, "$name: it is not root");
+    is(join(' ', map { hex(defined $process{$_} ? $process{$_} : 'ff') } qw(CapInh CapPrm CapEff CapAmb)), '0 0 0 0', "$name: it holds no capability");
+    is(hex($process{CapBnd} || 0), mask_of(@bounding), "$name: the set that bounds it is @bounding alone");
+    is($process{NoNewPrivs}, 1, "$name: it gains no new privileges");
+    return;
+}
+
 sub is_unprivileged {
     my ($name, @capabilities) = @_;
-    my $mask = 0;
-    $mask |= 1 << { DAC_READ_SEARCH => 2, NET_ADMIN => 12, NET_RAW => 13 }->{$_} for @capabilities;
+    my $mask = mask_of(@capabilities);
     my %process = fact($name) =~ /^(\w+):[ \t]*(.*)$/mg;
     unlike($process{Uid} || '0', qr/\b0\b/, "$name: it is not root");
     unlike($process{Gid} || '0', qr/\b0\b/, "$name: nor in the group of root");
@@ -349,7 +368,8 @@ is($show{CapabilityBoundingSet}, 'cap_net_admin',    'and allows no other capabi
 is($show{PrivateNetwork}, 'no',                      'the ruleset it sees is that of the host');
 is($show{PrivateUsers}, 'no',                        'and its capability is the host\'s');
 cmp_ok(exposure('security'), '<=', 3.5,              'systemd-analyze security: the exposure is 3.5 at most');
-is_unprivileged('process', 'NET_ADMIN');
+holds_nothing('process', 'NET_ADMIN');
+is_unprivileged('collector', 'NET_ADMIN');
 is_unprivileged('process-save', 'NET_ADMIN');
 
 is(packets('flags', namespace => 'acct'), '18446744073709551615', 'flags of /etc/default/nfprom count from the next scrape on');
@@ -458,18 +478,18 @@ is(packets('legacy-list'), 92,                       'with -list too, where ipta
 is(packets('legacy-list', l2proto => 'ipv6'), '18446744073709551614', 'and those of IPv6');
 is(fact('legacy-journal'), '',                       'and nothing is in the journal');
 is(fact('legacy-verify'), '',                        'systemd-analyze verify has nothing to say of the drop-in');
-cmp_ok(exposure('legacy-security'), '<=', 3.0,       'systemd-analyze security: the exposure with the drop-in is 3.0 at most');
+cmp_ok(exposure('legacy-security'), '<=', 3.8,       'systemd-analyze security: the exposure with the drop-in is 3.8 at most');
+cmp_ok(exposure('legacy-sandbox-security'), '<=', 3.0, '... and with sandbox.conf on top 3.0');
 like(fact('legacy-warning'), qr/# Warning: iptables-legacy tables present/, 'with both backends in use, iptables-save warns');
 is(packets('legacy-nft'), 31,                        'the scrape has the counters');
 is_clean('legacy-nft', 200);
 unlike(answered('legacy-nft')->{wire}, qr/Warning/,  'without the warning');
 is(fact('legacy-nft-journal'), '',                   'which is not in the journal either');
 like(answered('legacy-lock')->{wire}, qr{\AHTTP/1\.1 503 .*holds the lock}s, 'with the drop-in the lock of the legacy backend is heeded');
-is_unprivileged('legacy-process', qw(NET_ADMIN NET_RAW DAC_READ_SEARCH));
+holds_nothing('legacy-process', qw(NET_ADMIN NET_RAW DAC_READ_SEARCH));
+is_unprivileged('legacy-collector', qw(NET_ADMIN NET_RAW DAC_READ_SEARCH));
 is_unprivileged('legacy-process-save', qw(NET_ADMIN NET_RAW DAC_READ_SEARCH));
-is(fact('legacy-files'), join('', map { "$_\n" } grep { fact('legacy-files') =~ m{^\Q$_\E$}m }
-    qw(etc/alternatives etc/ld.so.cache etc/protocols run/systemd run/xtables.lock)),
-    'and the capability to read every file finds none but those that are needed');
+is(packets('legacy-sandbox'), 92,                    'with sandbox.conf on top, too, the scrape has the counters');
 
 is(fact('left'), '',                                 'make uninstall leaves no file');
 is(fact('reload'), '',                               'after it systemctl daemon-reload has nothing to say');
