@@ -888,6 +888,16 @@ enum pair {
     PAIRS
 };
 
+/* Labels that no comment gives: those of the table of labels, and those that Prometheus gives a
+ * meaning to. */
+static const struct text reserved_names[] = {
+    TEXT("address"), TEXT("chain"),    TEXT("comment"), TEXT("direction"),
+    TEXT("dup"),     TEXT("instance"), TEXT("job"),     TEXT("kind"),
+    TEXT("l2proto"), TEXT("l3proto"),  TEXT("le"),      TEXT("policy"),
+    TEXT("port"),    TEXT("quantile"), TEXT("rule"),    TEXT("version"),
+};
+static const struct reserved reserved_labels = {reserved_names, COUNT(reserved_names)};
+
 /* A rule or a policy as it is kept. */
 struct fact {
     enum pair pair;
@@ -910,6 +920,7 @@ struct tally {
     unsigned long kinds[TALLY_KINDS]; /* of rules */
     unsigned long nonterminal;        /* exported rules that let the packet go on */
     unsigned long unreachable;        /* rules of any kind */
+    unsigned long refused_comments;   /* that begin like one with tags */
     unsigned long counted;            /* rules that have counted something */
     unsigned long policies;
     unsigned long idle_policies; /* that have counted nothing */
@@ -936,6 +947,7 @@ struct facts {
     struct slot *slots;   /* the index of matches: open addressing */
     size_t nslots, used_slots;
     size_t counts[PAIRS];
+    bool has_tags; /* a rule has some */
     struct tally tallies[CHAINS_MAX];
     bool closed[CHAINS_MAX];      /* by a rule that ends the traversal for all packets */
     size_t rewritten[CHAINS_MAX]; /* the record of the last rule that may have done it */
@@ -948,6 +960,7 @@ struct facts {
  *   pair, chain, bits, packets, bytes, nth
  *   of a policy:  its name
  *   of a rule:    match, comment; place and length of its target among the targets
+ *     tagged:      tags, and the error of a comment that is refused
  *     expressible: direction and what is negated; then of address, protocol and port the
  *                  place in the match, and the length
  *
@@ -960,6 +973,7 @@ enum {
     BIT_HARMLESS = 8,
     BIT_UNREACHABLE = 16,
     BIT_CLOSES = 32,
+    BIT_TAGGED = 64, /* or should be */
 
     LABELS_DIRECTION = 3, /* two bits: enum direction */
     LABELS_NOT_ADDRESS = 4,
@@ -1066,13 +1080,17 @@ static unsigned bits_of(const struct fact *fact) {
         bits |= BIT_UNREACHABLE;
     if (fact->closes)
         bits |= BIT_CLOSES;
+    if (fact->rule.tags.len > 0 || fact->rule.refused_comments > 0)
+        bits |= BIT_TAGGED;
     return bits;
 }
 
 /* Appends a record. The target lies among the targets. False: there is no memory. */
 static bool append_record(struct facts *facts, const struct fact *fact) {
     const struct rule *rule = &fact->rule;
-    size_t texts = rule->policy.len + rule->match.len + rule->comment.len;
+    size_t texts =
+        rule->policy.len + rule->match.len + rule->comment.len + rule->tags.len;
+    unsigned bits = bits_of(fact);
     struct bytes *records = &facts->records;
     if (!reserve(records, sizeof(record_size) + (size_t)NUMBERS_MAX * NUMBER_MAX + texts))
         return false;
@@ -1080,7 +1098,7 @@ static bool append_record(struct facts *facts, const struct fact *fact) {
     char *to = start;
     to = write_number(to, fact->pair);
     to = write_number(to, rule->chain);
-    to = write_number(to, bits_of(fact));
+    to = write_number(to, bits);
     to = write_number(to, rule->packets);
     to = write_number(to, rule->bytes);
     to = write_number(to, fact->nth);
@@ -1090,6 +1108,10 @@ static bool append_record(struct facts *facts, const struct fact *fact) {
         to = write_text(to, rule->match);
         to = write_text(to, rule->comment);
         to = write_place(to, rule->target, facts->targets.at);
+        if (bits & BIT_TAGGED) {
+            to = write_text(to, rule->tags);
+            to = write_number(to, rule->tag_error);
+        }
         if (rule->expressible)
             to = write_labels(to, rule);
     }
@@ -1124,6 +1146,10 @@ static void read_record(const struct facts *facts, size_t offset, struct fact *f
     rule->match = read_text(&at);
     rule->comment = read_text(&at);
     rule->target = read_place(&at, facts->targets.at);
+    if (bits & BIT_TAGGED) {
+        rule->tags = read_text(&at);
+        rule->tag_error = (enum tag_error)read_number(&at);
+    }
     if (rule->expressible)
         read_labels(&at, rule);
 }
@@ -1301,6 +1327,7 @@ static void forget_facts(struct facts *facts) {
     release(&facts->targets);
     release(&facts->visible);
     facts->target_offset = facts->target_len = 0;
+    facts->has_tags = false;
     memset(facts->counts, 0, sizeof facts->counts);
     memset(facts->tallies, 0, sizeof facts->tallies);
     memset(facts->closed, 0, sizeof facts->closed);
@@ -1329,7 +1356,8 @@ static void show_text(char **to, struct text *text) {
  * there is no memory. */
 static bool show_rule(struct bytes *visible, struct rule *rule) {
     struct text match = rule->match;
-    size_t all = match.len + rule->target.len + rule->comment.len + rule->policy.len;
+    size_t all = match.len + rule->target.len + rule->comment.len + rule->tags.len +
+                 rule->policy.len;
     visible->len = 0;
     if (!reserve(visible, VISIBLE_MAX * all))
         return false;
@@ -1342,6 +1370,7 @@ static bool show_rule(struct bytes *visible, struct rule *rule) {
     show_text(&to, &rule->match);
     show_text(&to, &rule->target);
     show_text(&to, &rule->comment);
+    show_text(&to, &rule->tags);
     show_text(&to, &rule->policy);
     return true;
 }
@@ -1385,6 +1414,7 @@ static void tally_rule(struct tally *tally, const struct fact *fact) {
         tally->unreachable++;
     if (fact->rule.packets > 0 || fact->rule.bytes > 0)
         tally->counted++;
+    tally->refused_comments += fact->rule.refused_comments;
 }
 
 /* Finds out whether a packet can come to the rule. `record` is that of the last rule with the
@@ -1424,6 +1454,8 @@ static bool keep_rule(struct facts *facts, struct fact *fact) {
     fact->pair = expressed ? PAIR_SEED : PAIR_VERBATIM;
     *slot = (struct slot){hash, (uint32_t)facts->records.len};
     tally_rule(&facts->tallies[rule->chain], fact);
+    if (rule->tags.len > 0)
+        facts->has_tags = true;
     return append_record(facts, fact);
 }
 
@@ -1446,6 +1478,8 @@ static bool keep(struct facts *facts, enum item item, const struct rule *rule) {
     fact.closes = rule->terminal && rule->stable && match_is_harmless;
     fact.harmless = match_is_harmless && is_harmless(rule->target);
     if (!is_harmless(rule->comment) || !is_harmless(rule->policy))
+        fact.harmless = false;
+    if (!is_harmless(rule->tags))
         fact.harmless = false;
     if (!fact.harmless && !show_rule(&facts->visible, &fact.rule))
         return false;
@@ -2545,7 +2579,8 @@ static enum reading run_once(const struct config *config, struct family *family,
     usec asked = now();
     struct run run = start_run(family->collector, dialect, lock);
     forget_facts(&family->facts);
-    struct wanted wanted = {dialect, config->table, config->chains, config->nchains};
+    struct wanted wanted = {dialect, config->table, config->chains, config->nchains,
+                            reserved_labels};
     struct ruleset_memory memory = {RULE_LINE_MAX, READ_SIZE, lines, comment};
     ruleset_begin(rs, wanted, memory);
     bool whole = false;
@@ -2834,6 +2869,14 @@ static void put_escaped(struct sink *sink, struct text value) {
     put(sink, run, (size_t)(end - run));
 }
 
+/* What stands before the value of a label: `{NAME="` or, behind another one, whose value it
+ * closes, `",NAME="`. */
+static inline void put_opening(struct sink *sink, bool is_first, struct text name) {
+    put_string(sink, is_first ? "{" : "\",");
+    put_text(sink, name);
+    put_string(sink, "=\"");
+}
+
 /* A text of a fact. */
 static inline void put_kept(struct sink *sink, const struct fact *fact,
                             struct text value) {
@@ -2924,19 +2967,33 @@ static void put_version(struct sink *sink, const struct sample *sample) {
     put_string(sink, VERSION);
 }
 
-static bool always(const struct config *config) {
-    (void)config;
+/* The labels from the comments of a rule, whole. */
+static void put_tags(struct sink *sink, const struct sample *sample) {
+    struct text rest = sample->fact->rule.tags;
+    struct tag tag;
+    while (next_tag(&rest, &tag)) {
+        put_opening(sink, false, tag.name);
+        put_kept(sink, sample->fact, tag.value);
+    }
+}
+
+static bool always(const struct report *report) {
+    (void)report;
     return true;
 }
 
-static bool with_several_chains(const struct config *config) {
-    return config->nchains > 1;
+static bool with_several_chains(const struct report *report) {
+    return report->config->nchains > 1;
+}
+
+static bool with_tags(const struct report *report) {
+    return report->families[IPV4].facts.has_tags || report->families[IPV6].facts.has_tags;
 }
 
 /* All labels, in the order in which they are written. */
 static const struct label {
     const char *name;
-    bool (*is_shown)(const struct config *config);
+    bool (*is_shown)(const struct report *report);
     unsigned samples; /* that have it: enum sample_kind */
     void (*put)(struct sink *sink, const struct sample *sample);
 } labels[] = {
@@ -2957,7 +3014,13 @@ static const struct label {
     {"policy", always, OF_POLICY, put_policy},
     {"kind", always, OF_TALLY, put_kind},
     {"version", always, OF_PROGRAM, put_version},
+    {"those from comments", with_tags, OF_SEED | OF_SEED_COMMENT | OF_VERBATIM, put_tags},
 };
+
+/* Whether put() writes labels as a whole: as many as there are, with their names. */
+static bool puts_names(const struct label *label) {
+    return label->put == put_tags;
+}
 
 /* ---- metrics */
 
@@ -2984,6 +3047,10 @@ static void put_nonterminal(struct sink *sink, const struct sample *sample) {
 
 static void put_unreachable(struct sink *sink, const struct sample *sample) {
     put_number(sink, sample->family->facts.tallies[sample->chain].unreachable);
+}
+
+static void put_refused(struct sink *sink, const struct sample *sample) {
+    put_number(sink, sample->family->facts.tallies[sample->chain].refused_comments);
 }
 
 static void put_success(struct sink *sink, const struct sample *sample) {
@@ -3024,6 +3091,8 @@ static const struct metric {
      "Exported rules after which another may count the packet again."},
     {"unreachable_rules", GAUGE, OF_CHAIN, put_unreachable,
      "Rules behind one that ends the traversal and matches everything, or the same."},
+    {"label_errors", GAUGE, OF_CHAIN, put_refused,
+     "Comments that begin with nfprom( but give no labels: /status says why."},
     {"build_info", GAUGE, OF_PROGRAM, put_one, "The nfprom that answers."},
     {"scrape_success", GAUGE, OF_FAMILY, put_success,
      "Whether the family was read to its end."},
@@ -3036,9 +3105,8 @@ enum {
     OPENING_MAX = METRIC_NAME_MAX + sizeof "\",=\""
 };
 
-/* A label of the metric that is being written, and what stands before its value: `{NAME="`
- * for the first, `",NAME="` for others, which closes the value before. (Every metric has a
- * label.) */
+/* A label of the metric that is being written, and what stands before its value. (Every metric
+ * has a label.) */
 struct opening {
     char bytes[OPENING_MAX];
     size_t len;
@@ -3062,9 +3130,8 @@ static void add_opening(struct exposition *e, const struct label *label) {
     bool is_first = e->nopenings == 0;
     struct opening *opening = &e->openings[e->nopenings];
     struct sink text = begin_text(opening->bytes, sizeof opening->bytes);
-    put_string(&text, is_first ? "{" : "\",");
-    put_string(&text, label->name);
-    put_string(&text, "=\"");
+    if (!puts_names(label))
+        put_opening(&text, is_first, (struct text){label->name, strlen(label->name)});
     opening->len = text.used;
     opening->label = label;
     e->nopenings++;
@@ -3085,7 +3152,7 @@ static void begin_metric(struct exposition *e, const struct metric *metric) {
     e->nopenings = 0;
     for (size_t i = 0; i < COUNT(labels); i++) {
         bool has_it = labels[i].samples & metric->kind;
-        if (has_it && labels[i].is_shown(config))
+        if (has_it && labels[i].is_shown(e->report))
             add_opening(e, &labels[i]);
     }
 }

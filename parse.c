@@ -1,6 +1,6 @@
 /* parse.c - the grammars of parse.h.
  *
- * From the top: the request; the words of a rule; lines; a rule; the ruleset. */
+ * From the top: the request; tags; the words of a rule; lines; a rule; the ruleset. */
 #include "parse.h"
 
 #include <stdio.h>
@@ -391,6 +391,119 @@ int request_parse(struct request *req, const char *buf, size_t len) {
     return status;
 }
 
+/* ---- tags ------------------------------------------------------------------------ */
+
+static const struct text tags_start = TEXT("nfprom(");
+
+static bool is_name_char(char c) {
+    char lower_case = (char)(c | 0x20);
+    return (lower_case >= 'a' && lower_case <= 'z') || is_digit(c) || c == '_';
+}
+
+static bool is_tag_name(struct text name) {
+    if (name.len == 0 || is_digit(*name.at) || begins_with(name, "__"))
+        return false;
+    for (size_t i = 0; i < name.len; i++) {
+        if (!is_name_char(name.at[i]))
+            return false;
+    }
+    return true;
+}
+
+static bool is_reserved(struct text name, struct reserved reserved) {
+    for (size_t i = 0; i < reserved.count; i++) {
+        if (same_text(name, reserved.names[i]))
+            return true;
+    }
+    return false;
+}
+
+/* Adds a tag, as it was cut, with its blanks. `end` is where the last one ends. */
+static enum tag_error add_tag(struct tag tag, const char *end, struct reserved reserved,
+                              struct tags *tags) {
+    if (end_of(tag.name) == end)
+        return TAG_NO_EQUALS;
+    tag = (struct tag){trim(tag.name), trim(tag.value)};
+    if (!is_tag_name(tag.name)) {
+        /* (The "=" may be that of the next one.) */
+        bool has_end = memchr(tag.name.at, ';', tag.name.len);
+        return has_end ? TAG_NO_EQUALS : TAG_BAD_NAME;
+    }
+    if (is_reserved(tag.name, reserved))
+        return TAG_RESERVED;
+    for (size_t i = 0; i < tags->count; i++) {
+        if (same_text(tag.name, tags->list[i].name))
+            return TAG_TWICE;
+    }
+    if (tag.value.len == 0)
+        return TAG_NO_VALUE;
+    if (tags->count == TAGS_MAX)
+        return TAGS_TOO_MANY;
+    tags->list[tags->count] = tag;
+    tags->count++;
+    return TAGS_GOOD;
+}
+
+enum tag_error read_tags(struct text comment, struct reserved reserved,
+                         struct tags *tags) {
+    if (!begins_with_text(comment, tags_start))
+        return TAGS_NONE;
+    const char *end = end_of(comment) - 1;
+    if (*end != ')')
+        return TAGS_NO_END;
+    size_t before = tags->count;
+    struct text rest = between(comment.at + tags_start.len, end);
+    struct tag tag;
+    enum tag_error error;
+    do {
+        tag.name = cut_at(&rest, '=');
+        tag.value = cut_at(&rest, ';');
+        error = add_tag(tag, end, reserved, tags);
+    } while (error == TAGS_GOOD && end_of(tag.value) < end);
+    if (error != TAGS_GOOD)
+        tags->count = before;
+    return error;
+}
+
+/* Whether the name a stands before the name b, by their bytes. */
+static bool is_before(struct text a, struct text b) {
+    size_t len = a.len < b.len ? a.len : b.len;
+    int order = memcmp(a.at, b.at, len);
+    return order != 0 ? order < 0 : a.len < b.len;
+}
+
+/* There are few, and mostly in order: each is put in its place among those before it. */
+static void sort_tags(struct tags *tags) {
+    for (size_t i = 1; i < tags->count; i++) {
+        struct tag tag = tags->list[i];
+        size_t place = i;
+        while (place > 0 && is_before(tag.name, tags->list[place - 1].name)) {
+            tags->list[place] = tags->list[place - 1];
+            place--;
+        }
+        tags->list[place] = tag;
+    }
+}
+
+static char *append(char *to, struct text t) {
+    memcpy(to, t.at, t.len);
+    return to + t.len;
+}
+
+/* Writes the tags as next_tag() reads them. */
+static struct text write_tags(char *to, struct tags *tags) {
+    char *at = to;
+    sort_tags(tags);
+    for (size_t i = 0; i < tags->count; i++) {
+        if (i > 0)
+            *at++ = ';';
+        at = append(at, tags->list[i].name);
+        *at++ = '=';
+        at = append(at, tags->list[i].value);
+    }
+    return between(to, at);
+}
+
 /* ---- the words of a rule --------------------------------------------------------- */
 
 /* A rule is a row of words with blanks between them. The value of an option that iptables
@@ -751,7 +864,9 @@ struct rule_reader {
     const struct ruleset *rs;
     struct words words;
     struct rule *rule;
-    char *comment;     /* where the next comment goes */
+    char *comment; /* where the next comment goes */
+    char *aside; /* behind it, the comments that gave tags, up to the end of the memory */
+    struct tags *tags;
     char *start, *end; /* what is kept of the match, then of the target */
     bool negated;      /* a `!` stands before the next option */
     bool says_all;     /* so far the five labels say it all */
@@ -815,18 +930,10 @@ static bool take_option(struct rule_reader *r, const struct option *option,
     }
 }
 
-/* Appends a comment, without its quotes and the backslashes in them. */
-static void take_comment(struct rule_reader *r, struct text word) {
+/* Copies a comment, without its quotes and the backslashes in them. Returns its end. */
+static char *unquote(char *to, struct text word) {
     const char *p = word.at;
     const char *end = end_of(word);
-    struct rule *rule = r->rule;
-    if (rule->has_comment) {
-        *r->comment++ = ';';
-        *r->comment++ = ' ';
-    } else {
-        rule->comment.at = r->comment;
-        rule->has_comment = true;
-    }
     bool quoted = word.len >= 2 && *p == '"';
     if (quoted) {
         p++;
@@ -840,11 +947,48 @@ static void take_comment(struct rule_reader *r, struct text word) {
         const char *backslash =
             quoted ? memchr(p + 1, '\\', (size_t)(end - p - 1)) : NULL;
         const char *stop = backslash ? backslash : end;
-        memcpy(r->comment, p, (size_t)(stop - p));
-        r->comment += stop - p;
+        memcpy(to, p, (size_t)(stop - p));
+        to += stop - p;
         p = stop;
     }
-    rule->comment = between(rule->comment.at, r->comment);
+    return to;
+}
+
+/* Takes the tags of a comment. They point into it, so it goes to the end of the memory, where
+ * no comment behind it comes: all comments of a line are shorter than the line. False: it gives
+ * none, and is back in its place. */
+static bool take_tags(struct rule_reader *r, char *comment, size_t len) {
+    struct rule *rule = r->rule;
+    char *aside = r->aside - len;
+    memmove(aside, comment, len);
+    enum tag_error error =
+        read_tags(between(aside, r->aside), r->rs->wanted.reserved, r->tags);
+    if (error == TAGS_GOOD) {
+        r->aside = aside;
+        return true;
+    }
+    memmove(comment, aside, len);
+    if (rule->refused_comments == 0)
+        rule->tag_error = error;
+    rule->refused_comments++;
+    return false;
+}
+
+/* Takes the tags of a comment or, if it gives none, appends it to those before it. */
+static void take_comment(struct rule_reader *r, struct text word) {
+    struct rule *rule = r->rule;
+    char *at = r->comment;
+    if (rule->has_comment) {
+        *at++ = ';';
+        *at++ = ' ';
+    }
+    char *end = unquote(at, word);
+    if (begins_with_text(between(at, end), tags_start) &&
+        take_tags(r, at, (size_t)(end - at)))
+        return;
+    r->comment = end;
+    rule->has_comment = true;
+    rule->comment = between(r->rs->memory.comment, end);
 }
 
 /* Reads " packets bytes" behind a -c of a list. They stand before the target or at the
@@ -940,11 +1084,14 @@ static enum counters parse_rule(const struct ruleset *rs, char *start, const cha
     bool in_list = rs->wanted.dialect == DIALECT_LIST;
     if (start < end)
         start++; /* the blank */
+    struct tags tags;
     struct rule_reader r = {
         .rs = rs,
         .words = {.at = start, .end = end},
         .rule = rule,
         .comment = rs->memory.comment,
+        .aside = rs->memory.comment + rs->memory.line_max,
+        .tags = &tags,
         .start = start,
         .end = start,
         .says_all = true,
@@ -953,6 +1100,7 @@ static enum counters parse_rule(const struct ruleset *rs, char *start, const cha
     struct text word;
     bool has_target = false;
     rule->stable = true;
+    tags.count = 0; /* (the list is large, and most rules have none) */
     while (next_word(&r.words, &word) == WORD) {
         const struct option *option = r.words.option;
         if (option && option->meaning == TARGET) {
@@ -968,6 +1116,8 @@ static enum counters parse_rule(const struct ruleset *rs, char *start, const cha
     if (!has_target)
         rule->match = between(r.start, r.end);
     judge(&r);
+    if (tags.count > 0)
+        rule->tags = write_tags(r.end, &tags); /* in the gap that their comments left */
     return r.counters;
 }
 
@@ -1029,6 +1179,7 @@ const struct rule rule_of_nothing = {
     .match = TEXT(""),
     .target = TEXT(""),
     .comment = TEXT(""),
+    .tags = TEXT(""),
     .address = {.text = TEXT("")},
     .protocol = {.text = TEXT("")},
     .port = {.text = TEXT("")},

@@ -106,6 +106,78 @@ void request_begin(struct request *req);
  * buf; they are set as far as the parser got. */
 int request_parse(struct request *req, const char *buf, size_t len);
 
+/* ---- tags: what a comment calls its rule ------------------------------------------ */
+
+/* iptables knows no names of services and hosts; a comment may give them to its rule:
+ *
+ *   comment  "nfprom(" TAG, any more each behind a ";", ")"   from its first byte to its last
+ *   TAG      NAME "=" VALUE; blanks and tabs around both are cut
+ *   NAME     [a-zA-Z_][a-zA-Z0-9_]*, not with "__" in front, no reserved one
+ *   VALUE    any bytes but ";", at least one
+ *
+ * So a ")" may stand in a value, and a "=" too. The comments of a rule are read one by one, in
+ * their order. All together may give TAGS_MAX tags and no name twice: the comment that goes
+ * beyond that is refused, as a whole, and those before it count. */
+enum {
+    TAGS_MAX = 16
+};
+
+struct tag {
+    struct text name, value;
+};
+
+/* Of a rule, in the order of its comments. */
+struct tags {
+    size_t count;
+    struct tag list[TAGS_MAX];
+};
+
+/* Names that the caller keeps for itself. */
+struct reserved {
+    const struct text *names;
+    size_t count;
+};
+
+/* What became of a comment. */
+enum tag_error {
+    TAGS_GOOD,
+    TAGS_NONE,     /* it does not begin with "nfprom(": it is a plain comment */
+    TAGS_NO_END,   /* the last byte is no ")": the kernel cuts comments at 255 bytes */
+    TAG_NO_EQUALS, /* a tag has no "=", or is nothing at all */
+    TAG_BAD_NAME,
+    TAG_RESERVED,
+    TAG_TWICE, /* the rule has a tag of that name, from this comment or one before it */
+    TAG_NO_VALUE,
+    TAGS_TOO_MANY
+};
+
+/* Reads one comment (any bytes, without the quotes of iptables), and adds its tags to those
+ * of the comments before it. If it is refused, no tag is added; the error is that of the
+ * first tag which has one. The texts of the tags point into the comment. */
+enum tag_error read_tags(struct text comment, struct reserved reserved,
+                         struct tags *tags);
+
+/* Cuts what stands before the next separator, or all if there is none. (No memchr: it is a few
+ * bytes, in which that takes twice as long.) */
+static inline struct text cut_at(struct text *rest, char separator) {
+    struct text cut = {rest->at, 0};
+    while (cut.len < rest->len && rest->at[cut.len] != separator)
+        cut.len++;
+    size_t used = cut.len < rest->len ? cut.len + 1 : cut.len;
+    rest->at += used;
+    rest->len -= used;
+    return cut;
+}
+
+/* Cuts the first tag off the tags of a rule (rule.tags, below). False if there is none left. */
+static inline bool next_tag(struct text *rest, struct tag *tag) {
+    if (rest->len == 0)
+        return false;
+    tag->name = cut_at(rest, '=');
+    tag->value = cut_at(rest, ';');
+    return true;
+}
+
 /* ---- the ruleset ----------------------------------------------------------------- */
 
 enum {
@@ -122,13 +194,14 @@ enum dialect {
                      target */
 };
 
-/* What is looked for. The table and the chains are the caller's and must outlive the
- * reader. */
+/* What is looked for. The table, the chains and the reserved names are the caller's and must
+ * outlive the reader. */
 struct wanted {
     enum dialect dialect;
     const char *table; /* of DIALECT_SAVE: other tables are passed over */
     const struct text *chains;
-    size_t nchains; /* 1 to CHAINS_MAX */
+    size_t nchains;           /* 1 to CHAINS_MAX */
+    struct reserved reserved; /* which no tag may have */
 };
 
 /* What a reader works in: the caller's memory, in sizes that the caller chooses. */
@@ -161,9 +234,12 @@ struct rule {
     struct text
         match; /* as printed, comments cut out, blanks squeezed; empty: matches all */
     struct text target;  /* from -j or -g on; empty if none */
-    bool has_comment;    /* one that is empty is a comment too */
+    bool has_comment;    /* one that gives no tags; one that is empty is a comment too */
     struct text comment; /* unquoted, several joined by "; " */
-    bool terminal;       /* the target ends the traversal of this chain for the packet */
+    struct text tags;    /* NAME=VALUE;NAME=VALUE, sorted by the bytes of the names */
+    unsigned refused_comments; /* begin with "nfprom(", and are among the comments */
+    enum tag_error tag_error;  /* of the first of them, TAGS_GOOD without one */
+    bool terminal;    /* the target ends the traversal of this chain for the packet */
     bool rewrites;    /* a rule behind it may see another packet, or other marks on it */
     bool stable;      /* a packet that is not rewritten matches each time, or never */
     bool expressible; /* direction and the three values say all that the rule matches */

@@ -5,6 +5,7 @@
 
 use strict;
 use warnings;
+use Encode ();
 use FindBin;
 use lib "$FindBin::Bin/lib";
 use Test::More;
@@ -12,20 +13,19 @@ use NF;
 
 # A rule that the five labels express is written here as   ADDRESS DIRECTION L3PROTO PORT   with - for an empty
 # label; one of the verbatim pair as   rule <...> comment <...> dup <...>   the last two where they
-# are not empty. The order is that of the rules.
+# are not empty. Behind that stand the labels from comments, as   NAME <...>   The order is that of the rules.
 
 sub written {
     my ($s) = @_;
     my %l = %{ $s->{labels} };
     my $l2 = $l{l2proto} eq 'ipv4' ? '' : "$l{l2proto}: ";
     if ($s->{name} =~ /rule_packets_total$/) {
-        my @odd = grep { !/^(?:l2proto|rule|comment|dup)$/ } sort keys %l;
-        return join ' ', "${l2}rule <$l{rule}>", map({ $l{$_} ne '' ? "$_ <$l{$_}>" : () } qw(comment dup)),
-            map {"surprising label $_"} @odd;
+        my @more = grep { !/^(?:l2proto|rule|comment|dup)$/ } sort keys %l;
+        return join ' ', "${l2}rule <$l{rule}>", map({ $l{$_} ne '' ? "$_ <$l{$_}>" : () } qw(comment dup)), map {"$_ <$l{$_}>"} @more;
     }
-    my $labels = join ',', sort keys %l;
-    return "labels $labels" if $labels ne 'address,direction,l2proto,l3proto,port';
-    return $l2 . join ' ', map { $l{$_} eq '' ? '-' : $l{$_} } qw(address direction l3proto port);
+    my @more = grep { !/^(?:address|direction|l2proto|l3proto|port)$/ } sort keys %l;
+    return 'labels ' . join ',', sort keys %l if keys(%l) - @more != 5;
+    return $l2 . join ' ', map({ $l{$_} eq '' ? '-' : $l{$_} } qw(address direction l3proto port)), map {"$_ <$l{$_}>"} @more;
 }
 
 # All of an exposition but how long it took.
@@ -348,6 +348,81 @@ for (
         ['\xe9 out \xff \x00', 'rule <-s \xe9 -p \xff --sport \x00 -j B> dup <2>']);
 }
 
+# ---- labels from comments
+
+# A rule with these comments, as they are printed in their quotes.
+sub tagged { my ($rule, @comments) = @_; return join ' ', $rule, map {qq(-m comment --comment "$_")} @comments }
+
+table(
+    'labels from a comment'          => [tagged('-s 192.0.2.1/32', 'nfprom(service=ssh;host=alpha)')]
+        => ['192.0.2.1/32 out all - host <alpha> service <ssh>'],
+    '... of a rule by its words'     => [tagged('-i eth0', 'nfprom(service=ssh;host=alpha)') . ' -j RETURN']
+        => ['rule <-i eth0 -j RETURN> host <alpha> service <ssh>'],
+    '... of the last rule'           => [tagged('', 'nfprom(service=rest)') . ' -j RETURN'] => ['rule <-j RETURN> service <rest>'],
+    '... of some rules'              => ['-s 192.0.2.1/32', tagged('-s 192.0.2.2/32', 'nfprom(a=1)'), tagged('-s 192.0.2.3/32', 'nfprom(b=1)'), '-i eth0']
+        => ['192.0.2.1/32 out all -', '192.0.2.2/32 out all - a <1>', '192.0.2.3/32 out all - b <1>', 'rule <-i eth0>'],
+    '... beside other comments'      => [tagged('-i eth0', 'one', 'nfprom(a=1)', 'two')] => ['rule <-i eth0> comment <one; two> a <1>'],
+    '... of several comments'        => [tagged('-i eth0', 'nfprom(b=2)', 'nfprom(a=1)')] => ['rule <-i eth0> a <1> b <2>'],
+    '... without the blanks around them' => [tagged('-i eth0', " nfprom(a=1)"), tagged('-o eth0', "nfprom(  a \t= 1 2  ; b =3)")]
+        => ['rule <-i eth0> comment < nfprom(a=1)>', 'rule <-o eth0> a <1 2> b <3>'],
+    'values with all that is escaped' => [tagged('-i eth0', 'nfprom(a=\\"x\\" \\\\ \\\'y\\\';b=)))'), tagged('-p tcp', "nfprom(a=x\ny)")]
+        => [q{rule <-i eth0> a <"x" \ 'y'> b <))>}, "- - tcp - a <x\ny>"],
+    'values in UTF-8 and in Latin-1' => [tagged('-i eth0', "nfprom(a=caf\xc3\xa9;b=caf\xe9;c=a\0b)"), tagged("-i x\xe9 -p \xff", "nfprom(a=1)")]
+        => ["rule <-i eth0> a <caf\xe9> b <caf\\xe9> c <a\\x00b>", 'rule <-i x\xe9 -p \xff> a <1>'],
+    'a value like a rule'            => [tagged('-i eth0', "nfprom(a=x\n[9:9] -A prometheus -p tcp\nCOMMIT\n*nat)"), '-i eth1']
+        => ["rule <-i eth0> a <x\n[9:9] -A prometheus -p tcp\nCOMMIT\n*nat>", 'rule <-i eth1>'],
+    'a duplicate is what matches the same' => [tagged('-p tcp', 'nfprom(a=1)') . ' -j A', tagged('-p tcp', 'nfprom(a=2)') . ' -j B', '-p tcp -j C', tagged('-i eth0', 'nfprom(a=3)'), tagged('-i eth0', 'nfprom(a=3)')]
+        => ['- - tcp - a <1>', 'rule <-p tcp -j B> dup <2> a <2>', 'rule <-p tcp -j C> dup <3>', 'rule <-i eth0> a <3>', 'rule <-i eth0> dup <2> a <3>'],
+    '... but not from a string of the target' => ['-p tcp -j LOG --log-prefix "nfprom(a=1)"'] => ['- - tcp -'],
+);
+{
+    my $series = maps('labels behind the others, sorted', [tagged('-s 192.0.2.1/32', 'nfprom(zone=lan;Host=x;_a=\\"y\\")', 'mine'), tagged('-i eth0', 'nfprom(zone=lan;Host=x)')],
+        ['192.0.2.1/32 out all - Host <x> _a <"y"> zone <lan>', 'rule <-i eth0> Host <x> zone <lan>']);
+    my ($packets, $info, $rule) = map { ((series($series || [], "nfprom_$_"))[0] || {})->{line} } qw(packets_total rule_info rule_packets_total);
+    my $five = 'address="192.0.2.1/32",direction="out",l2proto="ipv4",l3proto="all",port=""';
+    is($packets, qq(nfprom_packets_total{$five,Host="x",_a="\\"y\\"",zone="lan"} 101), '... of the five labels, to the letter');
+    is($info, qq(nfprom_rule_info{$five,comment="mine",Host="x",_a="\\"y\\"",zone="lan"} 1), '... of rule_info, so that it can still be joined');
+    is($rule, 'nfprom_rule_packets_total{l2proto="ipv4",rule="-i eth0",comment="",dup="",Host="x",zone="lan"} 102', '... of a rule by its words');
+    is(value($series || [], 'nfprom_label_errors', l2proto => 'ipv4'), 0, '... and no error');
+
+    $series = maps('a rule with labels and no other comment', [tagged('-s 192.0.2.1/32', 'nfprom(a=1)')], ['192.0.2.1/32 out all - a <1>']);
+    is(scalar series($series || [], 'nfprom_rule_info'), 0, '... has no rule_info');
+
+    my $sixteen = join ';', map {"l$_=$_"} 1 .. 16;
+    my ($seventeen, $long) = ("$sixteen;l17=17", join ' ', map {"l$_ <$_>"} sort map {"$_"} 1 .. 16);
+    maps('16 labels', [tagged('-i eth0', "nfprom($sixteen)")], ["rule <-i eth0> $long"]);
+    maps('17 labels in two comments: the later one gives none', [tagged('-i eth0', "nfprom($sixteen)", 'nfprom(a=1)')], ["rule <-i eth0> comment <nfprom(a=1)> $long"]);
+    for my $comment (
+        'nfprom(', 'nfprom()', 'nfprom(a)', 'nfprom(a=)', 'nfprom(a= )', 'nfprom(=1)', 'nfprom(1a=1)', 'nfprom(__x=1)', 'nfprom(a-b=1)', 'nfprom(a=1;)', 'nfprom(a=1;b)',
+        'nfprom(a=1) ', 'nfprom(a=1;b=cut off', 'nfprom(a=1;a=2)', "nfprom($seventeen)", "nfprom(caf\xc3\xa9=1)",
+        map {"nfprom(a=1;$_=x)"} qw(address chain comment direction dup instance job kind l2proto l3proto le policy port quantile rule version),
+    ) {
+        my $shown = Encode::decode('UTF-8', my $copy = $comment);
+        $series = maps("no labels from $comment", [tagged('-i eth0', $comment), tagged('-p tcp', $comment)], ["rule <-i eth0> comment <$shown>", '- - tcp -']);
+        is((series($series || [], 'nfprom_rule_info'))[0]{labels}{comment}, $shown, '... it is a comment as any other');
+        is(value($series || [], 'nfprom_label_errors', l2proto => 'ipv4'), 2, '... and counts as an error');
+    }
+    $series = maps('some comments that give labels and some that do not', [tagged('-i eth0', 'nfprom(a=1)', 'nfprom(a=2;b=2)', 'nfprom(c=3)', 'nfprom(')], ['rule <-i eth0> comment <nfprom(a=2;b=2); nfprom(> a <1> c <3>']);
+    is(value($series || [], 'nfprom_label_errors'), 2, '... each that does not counts');
+
+    fake(out => save({ chains => [':INPUT DROP [1:1]', ':prometheus - [0:0]'] }, '[1:1] -A INPUT ' . tagged('-p tcp', 'nfprom(a=1)'), '[2:2] -A INPUT ' . tagged('-p udp', 'nfprom(', 'nfprom('), '[3:3] -A prometheus -p tcp'));
+    fake6(out => save('[4:4] -A prometheus ' . tagged('-p tcp', 'nfprom()'), '[5:5] -A INPUT ' . tagged('-p tcp', 'nfprom()')));
+    $series = exposition('labels in two chains and two families', qw(-ipv6 -chain prometheus -chain INPUT));
+    is(join(' ', map { my ($l2, $chain) = @$_; value($series || [], 'nfprom_label_errors', l2proto => $l2, chain => $chain) } map { my $l2 = $_; map { [$l2, $_] } qw(prometheus INPUT) } qw(ipv4 ipv6)),
+        '0 2 1 1', '... the errors of each');
+    is(join(' ', map {"$_->{labels}{chain} " . ($_->{labels}{a} // '-')} series($series || [], 'nfprom_packets_total', l2proto => 'ipv4')), 'INPUT 1 INPUT - prometheus -',
+        '... a label is that of its own rule');
+    is(scalar(grep { exists $_->{labels}{a} } grep { $_->{name} !~ /^nfprom_(?:bytes|packets)_total$/ } @{ $series || [] }), 0, '... and of no other series');
+    my (undef, @other) = parse_metrics(print_mode(qw(-namespace other -chain INPUT))->{out});
+    is(join(' ', map { "$_->{name} " . ($_->{labels}{a} // '-') } grep { $_->{name} =~ /packets/ } @other), 'other_packets_total 1 other_packets_total - other_policy_packets_total -',
+        '... the word in a comment is nfprom whatever the namespace');
+    fake();
+    fake6(out => save('[4:4] -A prometheus ' . tagged('-p tcp', 'nfprom(a=1)')));
+    $series = exposition('labels in IPv6 alone', qw(-ipv6));
+    is(join(' ', map { $_->{labels}{l2proto} . ($_->{labels}{a} // '-') } series($series || [], 'nfprom_bytes_total')), 'ipv4- ipv61', '... are there');
+    fake6();
+}
+
 # ---- the counters about the rules
 
 {
@@ -553,13 +628,13 @@ for my $name ('x', 'prometheu') {
     is(scalar(grep { $_->{name} !~ /^my_fw_/ } @series), 0, '... and all names begin with it');
     ok(scalar(series(\@series, "my_fw_$_")), "... my_fw_$_ is there")
         for qw(packets_total bytes_total rule_info rule_packets_total rule_bytes_total build_info scrape_success
-               scrape_duration_seconds rules nonterminal_rules);
+               scrape_duration_seconds rules nonterminal_rules label_errors);
 }
 SKIP: {
     my ($promtool) = grep {-x} map {"$_/promtool"} split /:/, $ENV{PATH};
     skip_or_fail('promtool is not installed') unless $promtool;
     fake(out => filter_table('-s 192.0.2.1/32 -m comment --comment "a \"b\" \\\\ ' . "\xe9\n" . '" -j RETURN', '-i eth0', '-i eth0', '-p tcp'));
-    fake6(out => filter_table('-s 2001:db8::/32', '-i eth0'));
+    fake6(out => filter_table('-s 2001:db8::/32 -m comment --comment "nfprom(service=a \"b\"' . "\xe9\n" . ';Host=x)"', '-i eth0 -m comment --comment "nfprom("'));
     spew("$DIR/metrics", print_mode('-ipv6', '-chain', 'prometheus', '-chain', 'INPUT')->{out});
     is(`'$promtool' check metrics <'$DIR/metrics' 2>&1`, '', 'promtool check metrics has nothing to say');
     is($?, 0, '... and agrees');

@@ -177,6 +177,7 @@ my $ESCAPES = q(-m comment --comment "a \\"b\\" \\\\ don\\'t {x=\\"y\\"} # EOF) 
 my @RULES   = (
     "-d 192.0.2.1/32 -p tcp $ESCAPES-m tcp --dport 22 -j RETURN", '-s 192.0.2.1/32 -j RETURN', '-s 192.0.2.1/32 -j DROP',
     "-i eth0 $ESCAPES-j RETURN", "-i x\xe9 -j RETURN", '-j RETURN', '',
+    map { $_ . $ESCAPES =~ s/"a/"nfprom(z=a/r =~ s/" \z/;host=alpha)" /r } '-p udp ', '-o eth0 ',
 );
 
 # {series} => value, each with its family's type and help as the text format has them; and the order of them.
@@ -214,10 +215,15 @@ fake(out => filter_table(@RULES));
     my $om = same('one chain', []);
     my ($info) = series($om->{series}, 'nfprom_rule_info');
     is($info->{labels}{comment}, qq(a "b" \\ don't {x="y"} # EOF\n# EOF\nx_total 1\n\n\t\r \\xe9 \x{e9} \x{1f42b} \x01), 'a comment with all that is escaped comes through');
+    for my $name (qw(nfprom_bytes_total nfprom_rule_bytes_total)) {
+        my ($labelled) = series($om->{series}, $name, host => 'alpha');
+        is($labelled->{labels}{z}, $info->{labels}{comment}, "... as does a label from a comment, in $name");
+        like($labelled->{line}, qr/"(?:,dup=""|,port=""),host="alpha",z="a /, '... behind the others, sorted');
+    }
     my %types = map { $_->{family}{name} => $_->{family}{TYPE} } @{ $om->{series} };
     is(join(' ', map {"$_=$types{$_}"} sort keys %types),
         join(' ', sort qw(nfprom_packets=counter nfprom_bytes=counter nfprom_rule_info=gauge nfprom_rule_packets=counter nfprom_rule_bytes=counter
-            nfprom_rules=gauge nfprom_nonterminal_rules=gauge nfprom_unreachable_rules=gauge nfprom_build_info=gauge nfprom_scrape_success=gauge nfprom_scrape_duration_seconds=gauge)),
+            nfprom_rules=gauge nfprom_nonterminal_rules=gauge nfprom_unreachable_rules=gauge nfprom_label_errors=gauge nfprom_build_info=gauge nfprom_scrape_success=gauge nfprom_scrape_duration_seconds=gauge)),
         'the families and their types');
     is(value($om->{series}, 'nfprom_packets_total', port => 22), 101, 'a counter has its _total');
     like($om->{body}, qr/\n# EOF\n\z/, '# EOF ends it');

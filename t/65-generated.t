@@ -148,7 +148,21 @@ sub multiport {
     return { words => ['-m', 'multiport', @$words], says => [$says], again => sub { multiport($side) } };
 }
 
+# A comment that gives labels, or nearly does.
+sub given_labels {
+    my $blank = sub { return maybe(0.1) ? pick(' ', "\t", '  ', "\n") : '' };
+    my @pairs = map {
+        my $name  = maybe(0.9) ? pick(qw(service host a b A _ z9)) : pick(qw(port __x le dup 1a a-b), '', 'a b', "caf\xc3\xa9");
+        my $value = maybe(0.9) ? often(['ssh', 'alpha', '1', '=', ')', 'a=b', 'web servers'], sub { bytes(12) =~ tr/;/,/r }) : '';
+        join '', $blank->(), $name, $blank->(), maybe(0.97) ? '=' : '', $blank->(), $value, $blank->();
+    } 1 .. (maybe(0.05) ? between(15, 17) : maybe(0.02) ? 0 : between(1, 3));
+    @pairs = map {"l$_=$_"} 1 .. @pairs if @pairs > 3;
+    my $s = substr(pick(('nfprom(') x 20, 'nfprom', ' nfprom(') . join(';', @pairs) . pick((')') x 20, '', ' ', ');'), 0, 255);
+    return { words => ['-m', 'comment', '--comment', string($s)], comment => $s, again => \&comment };
+}
+
 sub comment {
+    return given_labels() if maybe(0.3);
     my $s = often(['ssh', 'web servers', '-j', '-s', '--comment', '-i', "Gr\xc3\xbc\xc3\x9fe", "Andr\xe9", '"', '\\'], sub { bytes(255) });
     return { words => ['-m', 'comment', '--comment', string($s)], comment => $s, again => \&comment };
 }
@@ -373,37 +387,62 @@ sub is_unreachable {
     return $no_way ? 1 : 0;
 }
 
+my %RESERVED = map { $_ => 1 } qw(address chain comment direction dup instance job kind l2proto l3proto le policy port quantile rule version);
+
+# What the comments of a rule say: its labels, the comments that give none, how many of those should.
+sub said_by {
+    my (@comments) = @_;
+    my (%labels, @plain, $errors);
+    for my $comment (@comments) {
+        my %more;
+        my $pairs = $comment =~ /\Anfprom\((.*)\)\z/s ? $1 : '';
+        for my $pair (split /;/, $pairs, -1) {
+            my ($name, $value) = $pair =~ /\A[ \t]*+(?!__)([a-zA-Z_][a-zA-Z0-9_]*+)[ \t]*+=[ \t]*+(.*?)[ \t]*+\z/s;
+            my $is_good = defined $value && $value ne '' && !$RESERVED{$name} && !exists $more{$name} && !exists $labels{$name};
+            %more = (), last if !$is_good || keys(%more) + keys(%labels) == 16;
+            $more{$name} = $value;
+        }
+        %labels = (%labels, %more);
+        next if %more;
+        push @plain, $comment;
+        $errors++ if $comment =~ /\Anfprom\(/;
+    }
+    return ({ map { $_ => shown($labels{$_}) } keys %labels }, \@plain, $errors || 0);
+}
+
 # name => its lines, for one chain of one family. The code is applied to the label `rule`. Each rule is {parts, packets, bytes}.
 sub expected {
     my ($common, $words, @rules) = @_;
     my (%lines, %copies, %state);
-    my %tally = map { $_ => 0 } qw(exported other duplicate nonterminal unreachable);
+    my %tally = map { $_ => 0 } qw(exported other duplicate nonterminal unreachable errors);
     for my $rule (@rules) {
         my @parts = @{ $rule->{parts} };
         my ($target) = grep { $_->{target} } @parts;
-        my @said    = map { defined $_->{comment} ? $_->{comment} : () } @parts;
+        my ($given, $said, $errors) = said_by(map { defined $_->{comment} ? $_->{comment} : () } @parts);
         my $match   = join ' ', printed(map { $_->{target} || defined $_->{comment} ? () : @{ $_->{words} } } @parts);
         my $text    = join ' ', grep { $_ ne '' } $match, printed(@{ $target->{words} || [] });
-        my $comment = shown(join '; ', @said);
+        my $comment = shown(join '; ', @$said);
         my $five    = five_labels(@parts);
         my $labels_or_match = $five ? told('', $five, '') : shown($match);
+        $tally{errors} += $errors;
         my $copy    = ++$copies{$labels_or_match};
         $tally{unreachable} += is_unreachable(\%state, $labels_or_match, $words->($match), \@parts, $target || {});
         my ($pair, $labels);
         if ($five && $copy == 1) {
-            ($pair, $labels) = ('', { %$common, %$five });
-            push @{ $lines{rule_info} }, told('rule_info', { %$labels, comment => $comment }, 1) if @said;
+            ($pair, $labels) = ('', { %$common, %$five, %$given });
+            push @{ $lines{rule_info} }, told('rule_info', { %$labels, comment => $comment }, 1) if @$said;
             $tally{exported}++;
             $tally{nonterminal}++ unless $target->{ends};
         } else {
             my $rule_text = $words->(shown($text eq '' ? '*' : $text));
-            ($pair, $labels) = ('rule_', { %$common, rule => $rule_text, comment => $comment, dup => $copy > 1 ? $copy : '' });
+            ($pair, $labels) = ('rule_', { %$common, rule => $rule_text, comment => $comment, dup => $copy > 1 ? $copy : '', %$given });
             $tally{ $copy > 1 ? 'duplicate' : 'other' }++;
         }
         push @{ $lines{"${pair}${_}_total"} }, told("${pair}${_}_total", $labels, $rule->{$_}) for qw(packets bytes);
     }
     $lines{rules} = [map { told('rules', { %$common, kind => $_ }, $tally{$_}) } qw(exported other duplicate)];
     $lines{"${_}_rules"} = [told("${_}_rules", $common, $tally{$_})] for qw(nonterminal unreachable);
+    $lines{label_errors} = [told('label_errors', $common, $tally{errors})];
     return \%lines;
 }
 
@@ -412,6 +451,7 @@ my @PROMISES = (
     [[qw(rule_packets_total rule_bytes_total)], 'all other rules are a series each by their words, duplicates by their number'],
     [['rule_info'], 'the comments are in rule_info'],
     [[qw(rules nonterminal_rules unreachable_rules)], 'the rules are counted by kind'],
+    [['label_errors'], 'so are comments that should give labels'],
     [[qw(policy_packets_total policy_bytes_total)], 'the policies of the built-in chains asked for are shown, and no other'],
 );
 

@@ -233,7 +233,7 @@ static void run_parse(const char *name, const char *path, struct taken *t) {
     static char lines[RULE_LINE_MAX + ROOM], comment[RULE_LINE_MAX];
     struct rule rule;
     struct text chain = {name, strlen(name)};
-    struct wanted wanted = {DIALECT_SAVE, "filter", &chain, 1};
+    struct wanted wanted = {DIALECT_SAVE, "filter", &chain, 1, {NULL, 0}};
     enum item item = ITEM_MORE;
     char *at = map_file(path, &t->bytes);
     double started = clock_us(CLOCK_PROCESS_CPUTIME_ID);

@@ -1,5 +1,6 @@
-/* What holds of parse.c whatever comes in. Four programs: t/fuzz-request, t/fuzz-ruleset and t/fuzz-list are libFuzzer's
- * (make fuzz; FUZZ names the function), t/fuzz replays a file: `t/fuzz request FILE` and so on. A broken promise aborts. */
+/* What holds of parse.c whatever comes in. Five programs: t/fuzz-request, t/fuzz-ruleset, t/fuzz-list and t/fuzz-label
+ * are libFuzzer's (make fuzz; FUZZ names the function), t/fuzz replays a file: `t/fuzz request FILE` and so on. A broken promise
+ * aborts. */
 #define _GNU_SOURCE /* memmem */
 #include "../parse.h"
 
@@ -137,6 +138,8 @@ static struct ruleset rs;
 static char lines[LINE_MAX_HERE + ROOM], comment[LINE_MAX_HERE];
 static const struct ruleset_memory memory = {LINE_MAX_HERE, ROOM, lines, comment};
 static const struct text chains[] = {TEXT("prometheus"), TEXT("INPUT"), TEXT("a\"]b")};
+static const struct text reserved_names[] = {TEXT("port"), TEXT("le")};
+static const struct reserved reserved = {reserved_names, 2};
 
 static uint64_t mix(uint64_t hash, const void *bytes, size_t n) { /* FNV-1a */
     for (size_t i = 0; i < n; i++) hash = (hash ^ ((const unsigned char *)bytes)[i]) * 0x100000001b3;
@@ -252,11 +255,17 @@ static void check_item(struct text in, enum item item, const struct rule *rule) 
     promise(is_in(rule->target, lines, rs.end), "the target lies in the buffer");
     promise(is_in(rule->match, lines, rs.end), "the match lies in the buffer");
     promise(is_in(rule->comment, comment, sizeof comment), "the comment lies in its place");
+    promise(is_in(rule->tags, lines, rs.end), "the tags lie in the buffer");
+    promise(rule->tags.len == 0 || rule->target.len == 0 || rule->tags.at >= rule->target.at + rule->target.len,
+            "the tags lie behind the target");
+    promise((rule->refused_comments > 0) == (rule->tag_error != TAGS_GOOD), "what is refused has an error");
+    promise(rule->refused_comments == 0 || memmem(rule->comment.at, rule->comment.len, "nfprom(", 7),
+            "what is refused is a comment");
     const struct text fields[] = {rule->address.text, rule->protocol.text, rule->port.text};
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++)
         promise(is_in(fields[i], rule->match.at, rule->match.len), "a field is a part of the match");
     if (item == ITEM_POLICY) {
-        promise(rule->match.len + rule->target.len + rule->comment.len == 0 && !rule->expressible, "a policy matches nothing");
+        promise(rule->match.len + rule->target.len + rule->comment.len + rule->tags.len == 0 && !rule->expressible, "a policy matches nothing");
         promise(is_in(rule->policy, lines, rs.end), "the policy lies in the buffer");
         return;
     }
@@ -289,7 +298,7 @@ static uint64_t read_all(struct text in, enum dialect dialect, size_t nchains, u
     uint64_t hash = 0xcbf29ce484222325;
     size_t at = 0, room, pieces = seed ? 2 + random_below(&seed, 30) : 1;
     struct rule rule;
-    ruleset_begin(&rs, (struct wanted){dialect, "filter", chains, nchains}, memory);
+    ruleset_begin(&rs, (struct wanted){dialect, "filter", chains, nchains, reserved}, memory);
     for (;;) {
         enum item item = ruleset_next(&rs, &rule);
         if (item == ITEM_MORE) {
@@ -312,7 +321,7 @@ static uint64_t read_all(struct text in, enum dialect dialect, size_t nchains, u
                                         rule.address.negated, rule.protocol.negated, rule.port.negated};
             const struct text texts[] = {rule.address.text, rule.protocol.text, rule.port.text,
                                          rule.match,        rule.target,        rule.comment,
-                                         rule.policy};
+                                         rule.policy,        rule.tags};
             hash = mix(hash, numbers, sizeof numbers);
             for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) hash = mix_text(hash, texts[i]);
             continue;
@@ -356,7 +365,7 @@ static char *put(char *to, const char *words) { return stpcpy(to, words); }
 
 static void feed(enum dialect dialect, const char *out, const char *end) {
     size_t room, len = (size_t)(end - out);
-    ruleset_begin(&rs, (struct wanted){dialect, "filter", chains, 1}, memory);
+    ruleset_begin(&rs, (struct wanted){dialect, "filter", chains, 1, reserved}, memory);
     memcpy(ruleset_room(&rs, &room), out, len);
     ruleset_fed(&rs, len);
 }
@@ -386,8 +395,9 @@ static void said_back(enum dialect dialect, const uint8_t *data, size_t size) {
         end = mempcpy(put(wanted, "-j LOG --log-prefix "), quote.at, quote.len);
         promise(same(rule.target, (struct text){wanted, (size_t)(end - wanted)}), "the target is what was printed");
         promise(rule.expressible == as_comment && !rule.terminal, "what follows is not touched");
-        end = as_comment ? mempcpy(wanted, said.at, said.len) : wanted;
-        end = put(end, as_comment ? "; x y" : "x y");
+        bool is_comment = as_comment && rule.tags.len == 0;
+        end = is_comment ? mempcpy(wanted, said.at, said.len) : wanted;
+        end = put(end, is_comment ? "; x y" : "x y");
         promise(same(rule.comment, (struct text){wanted, (size_t)(end - wanted)}), "the comment is what was set");
         promise(ruleset_next(&rs, &rule) == ITEM_RULE && rule.packets == 3 && rule.bytes == 4 &&
                     text_is(rule.match, "-p udp"),
@@ -402,7 +412,7 @@ static void said_back(enum dialect dialect, const uint8_t *data, size_t size) {
  * target. Where the words hold a -c, a list need not be understood (a raw name may look like counters), but never otherwise
  * than the table. */
 static void both_say(const uint8_t *data, size_t size) {
-    static char out[4096], kept[3][4096];
+    static char out[4096], kept[4][4096];
     struct rule rule, listed;
     const char *words = (const char *)data;
     size_t len = strnlen(words, size < 1000 ? size : 1000);
@@ -410,8 +420,8 @@ static void both_say(const uint8_t *data, size_t size) {
     feed(DIALECT_SAVE, out, end);
     if (ruleset_next(&rs, &rule) != ITEM_RULE || rs.end - rs.start != strlen("COMMIT\n")) return; /* not one rule */
     const char *match = rule.match.at;
-    struct text *texts[] = {&rule.match, &rule.target, &rule.comment};
-    for (int i = 0; i < 3; i++)
+    struct text *texts[] = {&rule.match, &rule.target, &rule.comment, &rule.tags};
+    for (int i = 0; i < 4; i++)
         if (texts[i]->len) texts[i]->at = memcpy(kept[i], texts[i]->at, texts[i]->len);
     size_t before = len - rule.target.len;
     if (rule.target.len > len || (rule.target.len && memcmp(words + before, rule.target.at, rule.target.len) != 0))
@@ -431,7 +441,8 @@ static void both_say(const uint8_t *data, size_t size) {
     }
     promise(rs.start == rs.end, "it is all of the line");
     promise(listed.packets == 1 && listed.bytes == 2, "the counters are those of the rule");
-    promise(same(listed.match, rule.match) && same(listed.target, rule.target) && same(listed.comment, rule.comment),
+    promise(same(listed.match, rule.match) && same(listed.target, rule.target) && same(listed.comment, rule.comment) &&
+                same(listed.tags, rule.tags),
             "the texts are the same");
     const struct value *fields[] = {&rule.address, &rule.protocol, &rule.port},
                        *others[] = {&listed.address, &listed.protocol, &listed.port};
@@ -479,6 +490,129 @@ void list(const uint8_t *data, size_t size) {
     counts(data, size);
 }
 
+/* ---- the tags of comments ---- */
+
+enum { COMMENTS_MAX = 12, COMMENT_BYTES = 700 };
+
+/* What the comments of a rule say, read once more by the functions of libc. */
+struct model {
+    size_t count;
+    struct {
+        char name[COMMENT_BYTES], value[COMMENT_BYTES];
+    } list[TAGS_MAX];
+};
+
+static char *trimmed(char *s) {
+    s += strspn(s, " \t");
+    for (size_t n = strlen(s); n > 0 && strchr(" \t", s[n - 1]); n--) s[n - 1] = '\0';
+    return s;
+}
+
+static enum tag_error model_pair(char *pair, struct model *model) {
+    static const char letters[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz_", digits[] = "0123456789";
+    char all[sizeof letters + sizeof digits], *equals = strchr(pair, '=');
+    if (!equals) return TAG_NO_EQUALS;
+    *equals = '\0';
+    char *name = trimmed(pair), *value = trimmed(equals + 1);
+    if (!*name || !strchr(letters, *name) || strstr(name, "__") == name) return TAG_BAD_NAME;
+    if (name[strspn(name, strcat(strcpy(all, letters), digits))]) return TAG_BAD_NAME;
+    if (strcmp(name, "port") == 0 || strcmp(name, "le") == 0) return TAG_RESERVED;
+    for (size_t i = 0; i < model->count; i++)
+        if (strcmp(model->list[i].name, name) == 0) return TAG_TWICE;
+    if (!*value) return TAG_NO_VALUE;
+    if (model->count == TAGS_MAX) return TAGS_TOO_MANY;
+    strcpy(model->list[model->count].name, name);
+    strcpy(model->list[model->count++].value, value);
+    return TAGS_GOOD;
+}
+
+static enum tag_error model_comment(const char *bytes, struct model *model) {
+    char copy[COMMENT_BYTES + 1], *rest = strcpy(copy, bytes), *pair;
+    size_t before = model->count, len = strlen(copy);
+    if (strstr(copy, "nfprom(") != copy) return TAGS_NONE;
+    if (copy[len - 1] != ')') return TAGS_NO_END;
+    copy[len - 1] = '\0';
+    rest += strlen("nfprom(");
+    enum tag_error error = TAGS_GOOD;
+    while (error == TAGS_GOOD && (pair = strsep(&rest, ";"))) error = model_pair(pair, model);
+    if (error != TAGS_GOOD) model->count = before;
+    return error;
+}
+
+static int compare_names(const void *a, const void *b) { return strcmp(a, b); }
+
+static void check_tags(const struct tags *tags, const struct model *model, struct text in) {
+    promise(tags->count == model->count && tags->count <= TAGS_MAX, "there are as many tags as the comments give");
+    for (size_t i = 0; i < tags->count; i++) {
+        promise(text_is(tags->list[i].name, model->list[i].name), "the names are those of the comments");
+        promise(text_is(tags->list[i].value, model->list[i].value), "so are the values");
+        promise(is_in(tags->list[i].name, in.at, in.len) && is_in(tags->list[i].value, in.at, in.len), "they lie in the comments");
+    }
+}
+
+/* What a rule with these comments is found to say. */
+static void check_tagged(const struct rule *rule, struct model *model, const char *plain, unsigned refused, enum tag_error error) {
+    struct text rest = rule->tags;
+    struct tag tag;
+    size_t n = 0, len = 0;
+    qsort(model->list, model->count, sizeof *model->list, compare_names);
+    while (next_tag(&rest, &tag)) {
+        promise(n < model->count && text_is(tag.name, model->list[n].name) && text_is(tag.value, model->list[n].value),
+                "the tags of a rule are those of its comments, sorted");
+        len += tag.name.len + tag.value.len + 2;
+        n++;
+    }
+    promise(n == model->count && rule->tags.len + (n > 0) == len, "all of them, and nothing between");
+    promise(text_is(rule->comment, plain), "all other comments are the comment");
+    promise(rule->refused_comments == refused && rule->tag_error == error, "what is refused is counted");
+}
+
+/* The input is the comments of a rule, with a NUL between two. */
+void label(const uint8_t *data, size_t size) {
+    static char plain[COMMENT_BYTES + 2 * COMMENTS_MAX], out[4096];
+    static struct model model;
+    struct tags tags = {.count = 0};
+    size_t len = size < COMMENT_BYTES ? size : COMMENT_BYTES;
+    char *in = copy_of((const char *)data, len), *comments[COMMENTS_MAX];
+    struct text all = {in, len};
+    size_t n = 0;
+    unsigned refused = 0;
+    enum tag_error first = TAGS_GOOD;
+    bool has_comment = false;
+    model.count = 0;
+    plain[0] = '\0';
+    for (size_t at = 0; at < len && n < COMMENTS_MAX; n++) {
+        struct text one = {in + at, strnlen(in + at, len - at)};
+        char *copy = comments[n] = strndup(one.at, one.len);
+        enum tag_error error = read_tags(one, reserved, &tags);
+        promise(error == model_comment(copy, &model), "what becomes of a comment");
+        check_tags(&tags, &model, all);
+        at += one.len + 1;
+        if (error == TAGS_GOOD) continue;
+        if (has_comment) strcat(plain, "; ");
+        strcat(plain, copy);
+        has_comment = true;
+        if (error == TAGS_NONE) continue;
+        if (refused++ == 0) first = error;
+    }
+    for (int in_list = 0; in_list < 2; in_list++) {
+        char *end = put(out, in_list ? "-N prometheus\n-A prometheus" : "*filter\n:prometheus - [0:0]\n[1:2] -A prometheus");
+        for (size_t i = 0; i < n; i++) {
+            if (i == n / 2) end = put(end, " -p tcp");
+            end = put_string(put(end, " -m comment --comment "), (struct text){comments[i], strlen(comments[i])});
+        }
+        end = put(end, in_list ? " -c 1 2 -j DROP\n" : " -j DROP\n");
+        struct rule rule;
+        feed(in_list ? DIALECT_LIST : DIALECT_SAVE, out, end);
+        promise(ruleset_next(&rs, &rule) == ITEM_RULE && rule.packets == 1 && rule.bytes == 2, "the rule is read");
+        check_tagged(&rule, &model, plain, refused, first);
+        promise(rule.has_comment == has_comment, "a comment without tags is one");
+        promise(text_is(rule.match, n > 0 ? "-p tcp" : "") && text_is(rule.target, "-j DROP"), "the rule is what it is");
+    }
+    for (size_t i = 0; i < n; i++) free(comments[i]);
+    free(in);
+}
+
 #ifdef FUZZ
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
@@ -486,15 +620,21 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     return 0;
 }
 #else
+static const struct {
+    const char *name;
+    void (*check)(const uint8_t *data, size_t size);
+} kinds[] = {{"request", request}, {"ruleset", ruleset}, {"list", list}, {"label", label}};
+
 int main(int argc, char **argv) {
     static uint8_t data[1024 * 1024];
-    if (argc < 3) return fprintf(stderr, "usage: t/fuzz request|ruleset|list FILE...\n"), 2;
+    if (argc < 3) return fprintf(stderr, "usage: t/fuzz request|ruleset|list|label FILE...\n"), 2;
     for (int i = 2; i < argc; i++) {
         FILE *file = fopen(argv[i], "rb");
         if (!file) return perror(argv[i]), 2;
         size_t size = fread(data, 1, sizeof data, file);
         fclose(file);
-        (strcmp(argv[1], "request") == 0 ? request : strcmp(argv[1], "list") == 0 ? list : ruleset)(data, size);
+        for (size_t k = 0; k < sizeof kinds / sizeof *kinds; k++)
+            if (strcmp(argv[1], kinds[k].name) == 0) kinds[k].check(data, size);
     }
     return 0;
 }

@@ -292,7 +292,104 @@ static void test_bytes(void) {
     }
 }
 
-/* ---- rules: "kind packets:bytes address direction protocol port | match | target | comment" ---- */
+/* ---- tags: what became of each comment, and all tags in the order of the comments ---- */
+
+static const struct text reserved_names[] = {TEXT("port"), TEXT("le")};
+static const struct reserved reserved = {reserved_names, sizeof reserved_names / sizeof *reserved_names};
+
+#define EIGHT "a=1;b=2;c=3;d=4;e=5;f=6;g=7;h=8"
+#define SIXTEEN EIGHT ";i=9;j=10;k=11;l=12;m=13;n=14;o=15;p=16"
+static const struct {
+    const char *name, *comments[3], *expected;
+} tagged[] = {
+    {"one tag", {"nfprom(service=ssh)"}, "good <service=ssh>"},
+    {"two", {"nfprom(service=ssh;host=alpha)"}, "good <service=ssh> <host=alpha>"},
+    {"all letters that a name may have", {"nfprom(_aZ09_=1;A=2;z__=3)"}, "good <_aZ09_=1> <A=2> <z__=3>"},
+    {"blanks around both", {"nfprom( \tservice =\tssh in  all ; host= alpha )"}, "good <service=ssh in  all> <host=alpha>"},
+    {"a newline is no blank", {"nfprom(a=\nb\n)"}, "good <a=\nb\n>"},
+    {"a ) in a value", {"nfprom(a=b)c;d=e))"}, "good <a=b)c> <d=e)>"},
+    {"a value that is a )", {"nfprom(a=))"}, "good <a=)>"},
+    {"an = in a value", {"nfprom(a==;b=c=d)"}, "good <a==> <b=c=d>"},
+    {"quotes and backslashes", {"nfprom(a=\"b\" 'c' \\;d=\\\")"}, "good <a=\"b\" 'c' \\> <d=\\\">"},
+    {"Latin-1", {"nfprom(a=caf\xe9)"}, "good <a=caf\xe9>"},
+    {"a value like a rule", {"nfprom(a=b\n[5:5] -A prometheus -p tcp\nCOMMIT)"}, "good <a=b\n[5:5] -A prometheus -p tcp\nCOMMIT>"},
+    {"16 tags", {"nfprom(" SIXTEEN ")"}, "good <a=1> <b=2> <c=3> <d=4> <e=5> <f=6> <g=7> <h=8> <i=9> <j=10> <k=11> <l=12> <m=13> <n=14> <o=15> <p=16>"},
+    {"17", {"nfprom(" SIXTEEN ";q=17)"}, "too many"},
+    {"two comments", {"nfprom(service=ssh)", "nfprom(host=alpha)"}, "good good <service=ssh> <host=alpha>"},
+    {"16 in two comments", {"nfprom(" EIGHT ")", "nfprom(A=1;B=2;C=3;D=4;E=5;F=6;G=7;H=8)"},
+     "good good <a=1> <b=2> <c=3> <d=4> <e=5> <f=6> <g=7> <h=8> <A=1> <B=2> <C=3> <D=4> <E=5> <F=6> <G=7> <H=8>"},
+    {"17 in two comments: the later one gives none", {"nfprom(q=0;" EIGHT ")", "nfprom(A=1;B=2;C=3;D=4;E=5;F=6;G=7;H=8)", "nfprom(last=1)"},
+     "good too many good <q=0> <a=1> <b=2> <c=3> <d=4> <e=5> <f=6> <g=7> <h=8> <last=1>"},
+    {"a name twice", {"nfprom(a=1;b=2;a=3)"}, "twice"},
+    {"a name twice, with the same value", {"nfprom(a=1;a=1)"}, "twice"},
+    {"names that differ in their case", {"nfprom(a=1;A=2)"}, "good <a=1> <A=2>"},
+    {"a name that begins like another", {"nfprom(a=1;aa=2;a_=3)"}, "good <a=1> <aa=2> <a_=3>"},
+    {"a name in two comments: the later one gives none", {"nfprom(a=1)", "nfprom(b=2;a=3)", "nfprom(b=4)"}, "good twice good <a=1> <b=4>"},
+    {"a comment that is refused keeps no name", {"nfprom(a=1;b)", "nfprom(a=2)"}, "no equals good <a=2>"},
+    {"a plain comment", {"ssh"}, "none"},
+    {"an empty comment", {""}, "none"},
+    {"a plain comment before one with tags", {"ssh", "nfprom(a=1)"}, "none good <a=1>"},
+    {"a blank in front", {" nfprom(a=1)"}, "none"},
+    {"other words in front", {"see nfprom(a=1)"}, "none"},
+    {"a blank before the bracket", {"nfprom (a=1)"}, "none"},
+    {"the word alone", {"nfprom"}, "none"},
+    {"upper case", {"NFPROM(a=1)"}, "none"},
+    {"another word", {"nft(service=SSH;dir=in)"}, "none"},
+    {"nothing behind the bracket", {"nfprom("}, "no end"},
+    {"a blank at the end", {"nfprom(a=1) "}, "no end"},
+    {"words at the end", {"nfprom(a=1), see the wiki"}, "no end"},
+    {"cut by the kernel in a value", {"nfprom(a=1;b=a long val"}, "no end"},
+    {"cut by the kernel in a name", {"nfprom(a=1;serv"}, "no end"},
+    {"no tag", {"nfprom()"}, "no equals"},
+    {"a blank", {"nfprom( )"}, "no equals"},
+    {"no =", {"nfprom(ssh)"}, "no equals"},
+    {"no = in the first of two", {"nfprom(ssh;a=1)"}, "no equals"},
+    {"no = in the last of two", {"nfprom(a=1;ssh)"}, "no equals"},
+    {"a ; at the end", {"nfprom(a=1;)"}, "no equals"},
+    {"a ; in front", {"nfprom(;a=1)"}, "no equals"},
+    {"two ; in a row", {"nfprom(a=1;;b=2)"}, "no equals"},
+    {"a comma for a ;", {"nfprom(a=1,b=2)"}, "good <a=1,b=2>"},
+    {"an empty value", {"nfprom(a=)"}, "no value"},
+    {"a value of blanks", {"nfprom(a= \t;b=1)"}, "no value"},
+    {"an empty name", {"nfprom(=1)"}, "bad name"},
+    {"a name with a digit in front", {"nfprom(1a=1)"}, "bad name"},
+    {"a name with __ in front", {"nfprom(__name__=x)"}, "bad name"},
+    {"... only that", {"nfprom(__=x)"}, "bad name"},
+    {"one _ in front", {"nfprom(_=x;_a=y)"}, "good <_=x> <_a=y>"},
+    {"a name with a blank in it", {"nfprom(a b=1)"}, "bad name"},
+    {"a name with a newline", {"nfprom(a\n=1)"}, "bad name"},
+    {"a name with a minus", {"nfprom(a-b=1)"}, "bad name"},
+    {"a name with a colon", {"nfprom(a:b=1)"}, "bad name"},
+    {"a name with a quote", {"nfprom(a\"=1)"}, "bad name"},
+    {"a name in Latin-1", {"nfprom(caf\xe9=1)"}, "bad name"},
+    {"a name beside the letters", {"nfprom(a@=1)"}, "bad name"},
+    {"... and behind them", {"nfprom(a{=1)"}, "bad name"},
+    {"a reserved name", {"nfprom(port=1)"}, "reserved"},
+    {"another one, with blanks", {"nfprom(a=1; le =1)"}, "reserved"},
+    {"names that begin or end like a reserved one", {"nfprom(ports=1;por=2;Port=3;export=4;lee=5;ale=6)"},
+     "good <ports=1> <por=2> <Port=3> <export=4> <lee=5> <ale=6>"},
+    {"the first of several errors", {"nfprom(1=;port=)"}, "bad name"},
+};
+
+static void test_tags(size_t i) {
+    static const char *const words[] = {"good", "none", "no end", "no equals", "bad name", "reserved", "twice", "no value", "too many"};
+    char said[2000] = "", copies[3][400];
+    struct tags tags = {.count = 0};
+    for (size_t c = 0; c < 3 && tagged[i].comments[c]; c++) {
+        size_t len = strlen(tagged[i].comments[c]);
+        memcpy(copies[c] + sizeof copies[c] - len, tagged[i].comments[c], len);
+        enum tag_error error = read_tags((struct text){copies[c] + sizeof copies[c] - len, len}, reserved, &tags);
+        snprintf(said + strlen(said), sizeof said - strlen(said), "%s%s", c > 0 ? " " : "", words[error]);
+    }
+    for (size_t t = 0; t < tags.count; t++)
+        snprintf(said + strlen(said), sizeof said - strlen(said), " <%.*s=%.*s>", (int)tags.list[t].name.len, tags.list[t].name.at,
+                 (int)tags.list[t].value.len, tags.list[t].value.at);
+    char title[200];
+    snprintf(title, sizeof title, "tags: %s", tagged[i].name);
+    is(said, tagged[i].expected, title);
+}
+
+/* ---- rules: "kind packets:bytes address direction protocol port | match | target | comment | tags !comments that are refused" ---- */
 
 #define SEED_RULE "-d 192.0.2.1/32 -p tcp -m tcp --dport 22"
 static const struct {
@@ -350,6 +447,27 @@ static const struct {
     {"a protocol that would look like none", " -p all", "rule~ |-p all|||"},
     {"a port without a protocol", " -m tcp --dport 22", "seed~ - in - 22 |-m tcp --dport 22|||"},
     {"an address and a port of one length", " -d ::/0 -m tcp --dport 1022", "seed~ ::/0 in - 1022 |-d ::/0 -m tcp --dport 1022|||"},
+    {"a comment with tags is no comment", " -p tcp -m comment --comment \"nfprom(service=ssh;host=alpha)\" -j DROP",
+     "seed - none tcp - |-p tcp|-j DROP||host=alpha;service=ssh"},
+    {"tags sorted by the bytes of their names", " -p tcp -m comment --comment \"nfprom(b=1;a_=2;a=3;B=4;aa=5;_=6;a0=7)\"",
+     "seed~ - none tcp - |-p tcp|||B=4;_=6;a=3;a0=7;a_=2;aa=5;b=1"},
+    {"tags of two comments", " -m comment --comment \"nfprom(b=2)\" -p tcp -m comment --comment \"nfprom(c = 3;a= 1 )\" -j DROP",
+     "seed - none tcp - |-p tcp|-j DROP||a=1;b=2;c=3"},
+    {"comments around one with tags", " -m comment --comment one -m comment --comment \"nfprom(a=1)\" -m comment --comment two -p tcp -j DROP",
+     "seed - none tcp - |-p tcp|-j DROP|one; two|a=1"},
+    {"comments between some with tags", " -m comment --comment \"nfprom(a=1)\" -m comment --comment one -p tcp -m comment --comment \"nfprom(b=2)\" -m comment --comment two",
+     "seed~ - none tcp - |-p tcp||one; two|a=1;b=2"},
+    {"tags in quotes and backslashes", " -p tcp -m comment --comment \"nfprom(a=\\\"x\\\" \\'y\\' \\\\)\" -j DROP", "seed - none tcp - |-p tcp|-j DROP||a=\"x\" 'y' \\"},
+    {"tags like a rule", " -p tcp -m comment --comment \"nfprom(a=x\n[9:9] -A prometheus -p udp\nCOMMIT\n*nat)\" -j DROP",
+     "seed - none tcp - |-p tcp|-j DROP||a=x\n[9:9] -A prometheus -p udp\nCOMMIT\n*nat"},
+    {"tags and nothing else", " -m comment --comment \"nfprom(a=1)\"", "rule~ ||||a=1"},
+    {"tags of a rule by its words", " -i eth0 -m comment --comment \"nfprom(a=1)\" -p tcp -j LOG --log-prefix \"nfprom(b=2)\"",
+     "rule~ |-i eth0 -p tcp|-j LOG --log-prefix \"nfprom(b=2)\"||a=1"},
+    {"a comment that is refused", " -p tcp -m comment --comment \"nfprom(port=1)\" -j DROP", "seed - none tcp - |-p tcp|-j DROP|nfprom(port=1)|!1"},
+    {"one that is refused behind one that is not", " -p tcp -m comment --comment \"nfprom(a=1)\" -m comment --comment \"nfprom(b=2;a=3)\" -j DROP",
+     "seed - none tcp - |-p tcp|-j DROP|nfprom(b=2;a=3)|a=1!1"},
+    {"two that are refused around others", " -m comment --comment \"nfprom(\" -m comment --comment x -m comment --comment \"nfprom(a=1)\" -m comment --comment \"nfprom(a=2)\" -p tcp",
+     "seed~ - none tcp - |-p tcp||nfprom(; x; nfprom(a=2)|a=1!2"},
     {"an address and a protocol of one length", " -d ::/0 -p icmp", "seed~ ::/0 in icmp - |-d ::/0 -p icmp|||"},
 };
 
@@ -367,7 +485,7 @@ static size_t count_chains(const char *output) { return strstr(output, "a\"]b") 
 static void read_all(enum dialect dialect, size_t nchains, const char *output, size_t len, size_t step) {
     size_t at = 0, room, used = 0, size = sizeof got;
     struct rule r;
-    ruleset_begin(&rs, (struct wanted){dialect, "filter", chains, nchains}, memory);
+    ruleset_begin(&rs, (struct wanted){dialect, "filter", chains, nchains, reserved}, memory);
     got[0] = '\0';
     for (;;) {
         enum item item = ruleset_next(&rs, &r);
@@ -389,14 +507,16 @@ static void read_all(enum dialect dialect, size_t nchains, const char *output, s
         for (int i = 0; i < 3; i++)
             if (v[i]->text.len)
                 snprintf(fields[i], sizeof fields[i], "%s%.*s", v[i]->negated ? "!" : "", (int)v[i]->text.len, v[i]->text.at);
+        char refused[20] = "";
+        if (r.refused_comments > 0) snprintf(refused, sizeof refused, "!%u", r.refused_comments);
         if (r.expressible)
             snprintf(labels, sizeof labels, "%s %s %s %s ", fields[0], directions[r.direction], fields[1], fields[2]);
-        used += (size_t)snprintf(got + used, size - used, "%s%s %llu:%llu %s|%.*s|%.*s|%.*s| ",
+        used += (size_t)snprintf(got + used, size - used, "%s%s %llu:%llu %s|%.*s|%.*s|%.*s|%.*s%s ",
                                  item == ITEM_POLICY ? "policy" : r.expressible ? "seed" : "rule",
                                  item == ITEM_RULE && !r.terminal ? "~" : "", (unsigned long long)r.packets,
                                  (unsigned long long)r.bytes, labels, (int)r.match.len, r.match.at,
                                  (int)(r.policy.len + r.target.len), r.policy.len ? r.policy.at : r.target.at,
-                                 (int)r.comment.len, r.comment.at);
+                                 (int)r.comment.len, r.comment.at, (int)r.tags.len, r.tags.at, refused);
         if (used >= size) return;
     }
 }
@@ -699,14 +819,17 @@ static void test_longest_lines(void) {
         {"a rule", "[1:2] -A prometheus -i ", "", "rule~ 1:2 |-i xxxx"},
         {"a rule of another chain", "[1:2] -A x -i ", "", "end"},
         {"a rule's comment", "[1:2] -A prometheus -m comment --comment \"", "\" -p tcp", "seed~ 1:2 - none tcp - |-p tcp||xxxx"},
+        {"a rule's tags", "[1:2] -A prometheus -m comment --comment \"nfprom(a=", ")\" -p tcp", "seed~ 1:2 - none tcp - |-p tcp|||a=xxxx"},
+        {"a rule's tags, refused", "[1:2] -A prometheus -m comment --comment \"nfprom(a=" UPPER LOWER DIGITS UPPER LOWER, "\" -p tcp",
+         "seed~ 1:2 - none tcp - |-p tcp||nfprom(a=" UPPER LOWER DIGITS UPPER LOWER "xxxx"},
         {"a comment line", "# ", "", "end"},
     };
     for (size_t i = 0; i < sizeof longest / sizeof *longest; i++) {
-        char name[100], error[100];
+        char name[100], error[200];
         snprintf(name, sizeof name, "%s, as long as a line may be", longest[i].what);
         test_longest(name, longest[i].start, longest[i].end, LINE_LIMIT - 1, longest[i].expected);
         snprintf(name, sizeof name, "... a byte longer: %s", longest[i].what);
-        snprintf(error, sizeof error, "a line without end: %s", longest[i].start);
+        snprintf(error, sizeof error, "a line without end: %.100s", longest[i].start);
         test_longest(name, longest[i].start, longest[i].end, LINE_LIMIT, error);
     }
 }
@@ -752,7 +875,7 @@ static void test_behaviours(void) {
         struct rule r;
         size_t room;
         enum item item;
-        ruleset_begin(&rs, (struct wanted){DIALECT_SAVE, "filter", chains, 1}, memory);
+        ruleset_begin(&rs, (struct wanted){DIALECT_SAVE, "filter", chains, 1, reserved}, memory);
         memcpy(ruleset_room(&rs, &room), output, (size_t)len);
         ruleset_fed(&rs, (size_t)len);
         while ((item = ruleset_next(&rs, &r)) == ITEM_RULE)
@@ -760,7 +883,7 @@ static void test_behaviours(void) {
                      r.stable ? "stable" : "turns");
         is(item == ITEM_MORE ? behaviour : rs.error, behaviours[i].expected, behaviours[i].name);
     }
-    ruleset_begin(&rs, (struct wanted){DIALECT_SAVE, "filter", chains, 1}, memory);
+    ruleset_begin(&rs, (struct wanted){DIALECT_SAVE, "filter", chains, 1, reserved}, memory);
 }
 
 static void test_changed(void) {
@@ -787,6 +910,7 @@ int main(void) {
     test_limits();
     test_read_once();
     test_bytes();
+    for (size_t i = 0; i < sizeof tagged / sizeof *tagged; i++) test_tags(i);
     for (size_t i = 0; i < sizeof rules / sizeof *rules; i++) test_rule(rules[i].name, rules[i].words, rules[i].expected);
     for (size_t i = 0; i < sizeof outputs / sizeof *outputs; i++)
         test_output(DIALECT_SAVE, outputs[i].name, outputs[i].output, outputs[i].expected);

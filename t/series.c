@@ -23,6 +23,19 @@ static void configure(void) {
         parse_flags(&config, COUNT(arguments) - 1, arguments);
 }
 
+/* No comment may give a label that is there already: the names of the table of labels are all reserved. */
+static void check_reserved(void) {
+    for (size_t i = 0; i < COUNT(labels); i++) {
+        bool found = puts_names(&labels[i]);
+        for (size_t r = 0; r < COUNT(reserved_names); r++)
+            found |= text_is(reserved_names[r], labels[i].name);
+        if (!found) {
+            fprintf(stderr, "not reserved: %s\n", labels[i].name);
+            abort();
+        }
+    }
+}
+
 /* The input as a table. */
 static struct sink write_table(char *to, size_t size, const char *data, size_t len) {
     struct sink table = begin_text(to, size);
@@ -46,7 +59,7 @@ static struct sink write_table(char *to, size_t size, const char *data, size_t l
 /* What a family that was read like this knows. (What comes behind an error is not there.) */
 static void read_rules(struct family *family, struct ruleset_memory memory, struct text table) {
     static struct ruleset rs;
-    struct wanted wanted = {DIALECT_SAVE, "filter", config.chains, config.nchains};
+    struct wanted wanted = {DIALECT_SAVE, "filter", config.chains, config.nchains, reserved_labels};
     struct rule rule;
     size_t room;
     ruleset_begin(&rs, wanted, memory);
@@ -89,6 +102,7 @@ static void check(const char *data, size_t len) {
     static char lines[RULE_LINE_MAX + sizeof table], comment[RULE_LINE_MAX];
     static struct report report;
     configure();
+    check_reserved();
     struct family *family = &report.families[IPV4];
     struct sink out = begin_text(exposition, sizeof exposition);
     struct sink in = write_table(table, sizeof table, data, len < INPUT_MAX ? len : INPUT_MAX);
