@@ -3406,10 +3406,38 @@ struct row {
     double all; /* bytes of all rows that have a share */
 };
 
+/* The comments, and what others of them give as labels. */
+static void put_comments(struct sink *sink, const struct rule *rule) {
+    struct text rest = rule->tags;
+    struct tag tag;
+    bool is_first = rule->comment.len == 0;
+    put_html(sink, rule->comment);
+    while (next_tag(&rest, &tag)) {
+        if (!is_first)
+            put_string(sink, "; ");
+        put_html(sink, tag.name);
+        put_string(sink, "=");
+        put_html(sink, tag.value);
+        is_first = false;
+    }
+}
+
+/* Why a comment gives no labels. */
+static const char *const tag_errors[] = {
+    [TAGS_NO_END] = "the comment does not end with ) (255 bytes of it are kept)",
+    [TAG_NO_EQUALS] = "NAME=VALUE is missing",
+    [TAG_BAD_NAME] =
+        "a name is not made of a-z, A-Z, 0-9 and _, or begins with a digit or __",
+    [TAG_RESERVED] = "a name has another meaning here or in Prometheus",
+    [TAG_TWICE] = "the rule has a name twice",
+    [TAG_NO_VALUE] = "a value is empty",
+    [TAGS_TOO_MANY] = "the rule has more than 16 names",
+};
+
 /* The same text as put_rule() writes, or a policy. */
 static void put_rule_cell(struct sink *sink, const struct row *row) {
     const struct rule *rule = &row->fact->rule;
-    put_html(sink, rule->comment);
+    put_comments(sink, rule);
     if (row->fact->pair == PAIR_POLICY)
         put_string(sink, "policy ");
     put_string(sink, "<code>");
@@ -3421,6 +3449,8 @@ static void put_rule_cell(struct sink *sink, const struct row *row) {
     if (rule->policy.len + rule->match.len + rule->target.len == 0)
         put_string(sink, "*");
     put_string(sink, "</code>");
+    if (rule->tag_error != TAGS_GOOD)
+        put_format(sink, "<small>no labels: %s</small>", tag_errors[rule->tag_error]);
     if (row->fact->unreachable)
         put_string(sink, "<small>unreachable</small>");
     if (row->goes_on)

@@ -268,6 +268,33 @@ shows('rules that match the same', [(['1:1', '-p tcp -j ACCEPT']) x 2, ['2:2', '
 shows('a rule without words', [['1:1', '']], [" | * | - | - | - | - | 1 | 1 B | $NONE"]);
 shows('comments', [['1:1', '-m comment --comment a -m comment --comment "b c"'], ['1:1', '-m comment --comment "" -p tcp']],
     ["a; b c | * | - | - | - | - | 1 | 1 B | $NONE", " | -p tcp | - | tcp | - | - | 1 | 1 B | $NONE"]);
+{
+    my $page = shows('labels from comments', [
+        ['1:1', '-p tcp ' . comment('nfprom(service=ssh; host = <alpha> & "co")')],
+        ['1:1', join ' ', '-i eth0', comment('mine'), comment('nfprom(service=ssh)'), comment('too')],
+        ['1:1', '-p tcp ' . comment('nfprom(service=ssh)') . ' -j RETURN'],
+        ['1:1', '-p udp ' . comment("nfprom(service=caf\xe9\nx)")],
+    ], [
+        qq(host=<alpha> & "co"; service=ssh | -p tcp | - | tcp | - | - | 1 | 1 B | $NONE), "mine; too; service=ssh | -i eth0 | - | - | - | - | 1 | 1 B | $NONE",
+        'service=ssh | -p tcp -j RETURN | - | tcp | - | - | 1 | 1 B | 100.0 %', qq(service=caf\\xe9\\x0ax | -p udp | - | udp | - | - | 1 | 1 B | $NONE),
+    ]);
+    is(join('|', map { $_->{marks} =~ s/goes on//r } @{ $page->{rows} }), '|||', '... are all understood');
+    for (
+        ['nfprom(a=1',                          'the comment does not end with ) (255 bytes of it are kept)'],
+        ['nfprom(ssh)',                         'NAME=VALUE is missing'],
+        ['nfprom(1a=x)',                        'a name is not made of a-z, A-Z, 0-9 and _, or begins with a digit or __'],
+        ['nfprom(port=22)',                     'a name has another meaning here or in Prometheus'],
+        ['nfprom(a=1;a=2)',                     'the rule has a name twice'],
+        ['nfprom(a=)',                          'a value is empty'],
+        ['nfprom(' . join(';', map {"l$_=$_"} 1 .. 17) . ')', 'the rule has more than 16 names'],
+    ) {
+        my ($comment, $why) = @$_;
+        fake(out => save('[1:1] -A prometheus -p tcp -j RETURN', '[1:1] -A prometheus -i eth0 ' . comment($comment) . ' -j RETURN', '[1:1] -A prometheus -p udp ' . comment('nfprom(x=1)') . ' ' . comment($comment) . ' -j RETURN'));
+        $page = page("a comment that gives no labels: $comment");
+        is(join('|', map { $_->{comment} } @{ $page->{rows} }), "|$comment|$comment; x=1", '... it is shown as a comment');
+        is(join('|', map { $_->{marks} } @{ $page->{rows} }), "|no labels: $why|no labels: $why", '... its row says why');
+    }
+}
 shows('an IPv6 address', [['1:1', '-s 2001:db8::/ffff:ffff::ff00 -p ipv6-icmp -j DROP']], [' | -s 2001:db8::/ffff:ffff::ff00 -p ipv6-icmp -j DROP | 2001:db8::/ffff:ffff::ff00 | ipv6-icmp | - | out | 1 | 1 B | 100.0 %']);
 
 # ---- numbers
