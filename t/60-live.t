@@ -296,6 +296,54 @@ for (@BOTH) {
     flush_all();
 }
 
+# ---- labels from comments
+
+my $CUT = 'nfprom(a=' . '0' x 246;
+for (@BOTH) {
+    my ($variant, $family) = @$_;
+    my $f = $FAMILIES->{$family};
+    my $name = "$variant, $f->{l2proto}, labels from comments";
+    my $add = sub { ipt($family, $variant, '-A', 'prometheus', map { ref $_ ? ('-m', 'comment', '--comment', $$_) : $_ } @_) };
+    ipt($family, $variant, '-N', 'prometheus');
+    $add->(qw(-p tcp --dport 22), \'nfprom(service=ssh;host=alpha)', qw(-j RETURN));
+    $add->(qw(-p tcp --dport 22), \'nfprom(host=beta)', qw(-j RETURN));
+    $add->(qw(-p tcp --dport 23), \'nfprom( b = say "it\'s \\ )" )', \'mine', \"nfprom(a=caf\xe9\n[9:9] -A prometheus -p udp\nCOMMIT\n)", qw(-j RETURN));
+    $add->(qw(-p tcp --dport 24), \"${CUT}000)", qw(-j RETURN));    # which does not fit
+    $add->(qw(-p tcp --dport 25), \(substr($CUT, 0, 254) . ')'), qw(-j RETURN));
+    $add->(qw(-p tcp --dport 26), \'nfprom(port=26)', qw(-j RETURN));
+    $add->(\'nfprom(service=rest)', qw(-j RETURN));
+
+    my $e = exposition(one_shot(flags($variant, $family))->{body});
+    my $seed = sub { my ($port, @more) = @_; return series_of(address => '', direction => 'in', l2proto => $f->{l2proto}, l3proto => 'tcp', port => $port, @more) };
+    my $verbatim = sub { my ($rule, %more) = @_; return series_of(l2proto => $f->{l2proto}, rule => $rule, comment => '', dup => '', %more) };
+    is_deeply([sort keys %{ $e->{nfprom_bytes_total} }], [sort $seed->(22, host => 'alpha', service => 'ssh'),
+        $seed->(23, a => "caf\\xe9\n[9:9] -A prometheus -p udp\nCOMMIT\n", b => q{say "it's \\ )"}), $seed->(24), $seed->(25, a => '0' x 245), $seed->(26)],
+        "$name: of the five labels");
+    is_deeply([sort keys %{ $e->{nfprom_rule_bytes_total} }], [sort $verbatim->('-p tcp -m tcp --dport 22 -j RETURN', dup => 2, host => 'beta'), $verbatim->('-j RETURN', service => 'rest')],
+        "$name: a duplicate, and the last rule");
+    is_deeply([map { /comment=(.*?),direction/s } sort keys %{ $e->{nfprom_rule_info} }], ['mine', $CUT, 'nfprom(port=26)'], "$name: the other comments, one of them cut");
+    is($e->{nfprom_label_errors}{"l2proto=$f->{l2proto}"}, 2, "$name: two that give none");
+    listed($name, $variant, $family);
+    is(promtool_says(one_shot(flags($variant, $family))->{body}), '', "$name: promtool has nothing to say");
+    flush_all();
+}
+
+# What README says, to the letter.
+{
+    my ($section) = slurp("$SOURCE/README.md") =~ /^## Names from comments\n(.*?)^## /ms;
+    my ($script)  = $section =~ /^```sh\n(.*?)^```$/ms;
+    my ($line)    = $section =~ /^(nfprom_bytes_total\{.*\}) \d+$/m;
+    my ($names)   = $section =~ /a meaning already: `(.*?)`/;
+    must('sh', '-ec', "iptables -N prometheus\n$script");
+    my $body = one_shot($NFPROM)->{body};
+    like($body, qr/^\Q$line\E 0$/m, 'README: the names of a service');
+    my @series = sort map { /service=(\w+)/ } keys %{ exposition($body)->{nfprom_packets_total} };
+    is("@series", 'http http https https smtp smtp ssh ssh', 'README: and those of the others');
+    must(qw(iptables -A prometheus -p udp -m comment --comment), "nfprom($_=x)") for split / /, $names;
+    is(exposition(one_shot($NFPROM)->{body})->{nfprom_label_errors}{'l2proto=ipv4'}, 16, 'README: the names that have a meaning already');
+    flush_all();
+}
+
 # ---- other tables, two chains, two families
 
 for my $variant (qw(nft legacy)) {
