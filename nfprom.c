@@ -4365,22 +4365,6 @@ static size_t listen_all(const struct config *config, struct pollfd *listeners) 
     return n;
 }
 
-/* In the child of a connection: everything is as a super-server would have left it. */
-static _Noreturn void serve_connection(const struct config *config, int fd,
-                                       const sigset_t *mask, pid_t parent) {
-    signal(SIGTERM, SIG_DFL);
-    signal(SIGINT, SIG_DFL);
-    signal(SIGCHLD, SIG_DFL);
-    sigprocmask(SIG_SETMASK, mask, NULL);
-    prctl(PR_SET_PDEATHSIG, SIGTERM);
-    if (getppid() != parent)
-        _exit(1);
-    if (dup2(fd, STDIN_FILENO) < 0 || dup2(fd, STDOUT_FILENO) < 0)
-        _exit(1);
-    close(fd);
-    _exit(serve(config));
-}
-
 /* Where a connection comes from: an IPv4 address or, since one host has all of it, the /64 of an
  * IPv6 address. */
 struct source {
@@ -4407,6 +4391,37 @@ struct children {
         struct source source;
     } all[CONNECTIONS_MAX];
 };
+
+/* All that listens and answers. */
+struct server {
+    const struct config *config;
+    struct pollfd listeners[LISTENERS_MAX];
+    size_t nlisteners;
+    sigset_t mask; /* of signals, as it was */
+    struct children children;
+};
+
+static void close_listeners(const struct server *server) {
+    for (size_t i = 0; i < server->nlisteners; i++)
+        close(server->listeners[i].fd);
+}
+
+/* In the child of a connection: everything is as a super-server would have left it. */
+static _Noreturn void serve_connection(const struct server *server, int fd,
+                                       pid_t parent) {
+    signal(SIGTERM, SIG_DFL);
+    signal(SIGINT, SIG_DFL);
+    signal(SIGCHLD, SIG_DFL);
+    sigprocmask(SIG_SETMASK, &server->mask, NULL);
+    prctl(PR_SET_PDEATHSIG, SIGTERM);
+    if (getppid() != parent)
+        _exit(1);
+    if (dup2(fd, STDIN_FILENO) < 0 || dup2(fd, STDOUT_FILENO) < 0)
+        _exit(1);
+    close(fd);
+    close_listeners(server); /* who starts a new server finds the address free */
+    _exit(serve(server->config));
+}
 
 /* Whether one more would be too many. */
 static bool is_crowded(const struct children *children, const struct source *source) {
@@ -4460,8 +4475,8 @@ static void tell_crowd(bool is_crowd) {
 
 /* Takes a connection, if there is one; closes one that is too many. False in a shortage: the
  * caller waits a moment. */
-static bool take_connection(const struct config *config, int listener,
-                            const sigset_t *mask, struct children *children) {
+static bool take_connection(struct server *server, int listener) {
+    struct children *children = &server->children;
     pid_t parent = getpid();
     struct sockaddr_storage peer = {.ss_family = AF_UNSPEC};
     socklen_t size = sizeof peer;
@@ -4482,7 +4497,7 @@ static bool take_connection(const struct config *config, int listener,
     }
     pid_t child = fork();
     if (child == 0)
-        serve_connection(config, fd, mask, parent);
+        serve_connection(server, fd, parent);
     tell_shortage(child < 0 ? "is lost, no process for it" : "");
     close(fd);
     if (child > 0)
@@ -4504,42 +4519,39 @@ static void block_signals(sigset_t *mask) {
 }
 
 /* Waits for connections and takes them. */
-static void take_connections(const struct config *config, struct pollfd *listeners,
-                             size_t n, const sigset_t *mask, struct children *children) {
+static void take_connections(struct server *server) {
     struct timespec moment = {.tv_nsec = 50L * 1000 * 1000};
     bool shortage = false;
-    int ready = ppoll(listeners, n, NULL, mask);
-    for (size_t i = 0; i < n && ready > 0; i++) {
-        if (!listeners[i].revents)
+    int ready = ppoll(server->listeners, server->nlisteners, NULL, &server->mask);
+    for (size_t i = 0; i < server->nlisteners && ready > 0; i++) {
+        if (!server->listeners[i].revents)
             continue;
-        if (!take_connection(config, listeners[i].fd, mask, children))
+        if (!take_connection(server, server->listeners[i].fd))
             shortage = true;
     }
     if (shortage)
-        ppoll(NULL, 0, &moment, mask);
-    reap(children);
+        ppoll(NULL, 0, &moment, &server->mask);
+    reap(&server->children);
 }
 
 /* Until SIGTERM or SIGINT. Then those that are being answered get a second; the rest ends
  * with this process. */
 static int listen_and_serve(const struct config *config) {
-    struct pollfd listeners[LISTENERS_MAX];
+    static struct server server;
     struct timespec moment = {.tv_nsec = 50L * 1000 * 1000};
-    struct children children = {.n = 0};
-    sigset_t mask;
-    size_t n = listen_all(config, listeners);
-    if (n == 0)
+    server.config = config;
+    server.nlisteners = listen_all(config, server.listeners);
+    if (server.nlisteners == 0)
         return 1;
-    block_signals(&mask);
+    block_signals(&server.mask);
     while (!stopped)
-        take_connections(config, listeners, n, &mask, &children);
-    for (size_t i = 0; i < n; i++)
-        close(listeners[i].fd);
+        take_connections(&server);
+    close_listeners(&server);
     usec until = now() + SECOND;
-    reap(&children);
-    while (children.n > 0 && now() < until) {
-        ppoll(NULL, 0, &moment, &mask);
-        reap(&children);
+    reap(&server.children);
+    while (server.children.n > 0 && now() < until) {
+        ppoll(NULL, 0, &moment, &server.mask);
+        reap(&server.children);
     }
     return 0;
 }

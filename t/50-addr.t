@@ -242,6 +242,10 @@ ends($l, 'after a hang');
     my $sock = dial($l->{port});
     syswrite $sock, get('/metrics');
     patiently(sub { grep { slurp("/proc/$_/cmdline") =~ /86399/ } left_over() }, 20);
+    my ($inode) = map { (split)[9] } grep { /^ *\d+: \w+:@{[sprintf '%04X', $l->{port}]} \w+:0000 0A / } split /\n/, slurp('/proc/net/tcp');
+    my %holds;
+    for my $pid ($l->{pid}, left_over()) { $holds{$pid} = 1 if grep { (readlink || '') eq "socket:[$inode]" } glob "/proc/$pid/fd/*" }
+    is(join(' ', keys %holds), $l->{pid}, 'only the listener holds its socket: a new one can listen at once');
     kill KILL => $l->{pid};
     is(reap($l->{pid}, 30), 'signal 9', 'the listener is killed');
     none_left('... and what it has begun ends at its deadline at the latest');
