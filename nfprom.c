@@ -2182,7 +2182,7 @@ struct family {
     usec duration;
     usec lock_time;             /* of it, waiting for the lock of the legacy tables */
     enum lock_state lock_state; /* of the lock of the legacy tables, in the last run */
-    bool is_unsafe;             /* legacy tables were read without it */
+    bool may_be_zeroed; /* legacy tables: for a moment in each change all is zero */
     struct facts facts;
     char reason[REASON_MAX]; /* why there is no success */
 };
@@ -2629,6 +2629,7 @@ static bool may_be_legacy(const struct config *config, const struct family *fami
 static enum reading read_list(const struct config *config, struct family *family,
                               struct ruleset *rs, usec deadline) {
     enum lock_use lock = may_be_legacy(config, family) ? LOCK_IN_LINE : LOCK_UNUSED;
+    family->may_be_zeroed = lock == LOCK_IN_LINE;
     return run_once(config, family, rs, DIALECT_LIST, lock, deadline);
 }
 
@@ -2641,8 +2642,8 @@ static enum reading read_table(const struct config *config, struct family *famil
     enum reading reading = run_once(config, family, rs, DIALECT_SAVE, lock, deadline);
     bool was_busy = family->lock_state == LOCK_BUSY && !family->timed_out;
     if (was_busy && rs->opened && !rs->nft)
-        return run_once(config, family, rs, DIALECT_SAVE, LOCK_WAITED_FOR, deadline);
-    family->is_unsafe = family->lock_state == LOCK_CLOSED && !rs->nft;
+        reading = run_once(config, family, rs, DIALECT_SAVE, LOCK_WAITED_FOR, deadline);
+    family->may_be_zeroed = !rs->nft;
     return reading;
 }
 
@@ -2650,10 +2651,12 @@ static enum reading read_table(const struct config *config, struct family *famil
  * are 0: such a read counts only if it was done under the lock that the changers hold. nft has
  * no such moment, and which backend it was is known from its output; so, unless -variant says
  * that it is legacy, a lock that somebody else holds is waited for only if it matters. Where
- * the lock cannot be opened the read is done without. */
+ * the lock cannot be opened the read is done without. And it need not be the lock of who changes
+ * the tables: that is a file, which a container has of its own. So zeros of legacy tables are
+ * doubted in any case. */
 static enum reading read_safely(const struct config *config, struct family *family,
                                 struct ruleset *rs, enum dialect dialect, usec deadline) {
-    family->is_unsafe = false;
+    family->may_be_zeroed = false;
     if (dialect == DIALECT_LIST)
         return read_list(config, family, rs, deadline);
     if (is_variant(config, "-nft"))
@@ -2668,7 +2671,7 @@ static uint64_t find_doubtful(const struct config *config, const struct family *
     uint64_t doubtful = 0;
     for (size_t i = 0; i < config->nchains; i++) {
         const struct tally *tally = &family->facts.tallies[i];
-        unsigned long good = family->is_unsafe ? tally->counted : count_rules(tally);
+        unsigned long good = family->may_be_zeroed ? tally->counted : count_rules(tally);
         if (good == 0)
             doubtful |= (uint64_t)1 << i;
     }
@@ -2702,7 +2705,7 @@ static void tell_changes(struct family *family, int reads) {
 
 /* Reads until what was read can be believed. iptables was seen to lose all rules of a chain, with
  * status 0, in a race with a change and for lack of memory, and all counters of legacy tables
- * without their lock. So such a chain is believed when the read before has shown the same, by the
+ * while somebody changed them. So such a chain is believed when the read before has shown the same, by the
  * other command if it may be run. The facts are those of the last read. */
 static bool read_believed(const struct config *config, struct family *family,
                           usec deadline) {
@@ -2720,9 +2723,11 @@ static bool read_believed(const struct config *config, struct family *family,
         enum reading reading = read_safely(config, family, &rs, dialect, deadline);
         if (reading == READ_WHOLE) {
             uint64_t doubtful = find_doubtful(config, family);
-            /* A list of several chains is of as many moments: it can only confirm a table. */
-            bool is_moment = dialect == usual || config->nchains == 1;
-            if ((doubtful & ~seen) == 0 && (is_moment || doubtful == seen))
+            /* A list of several chains is of as many moments. It confirms a table, which is then
+             * read once more, and is the answer only to who has asked for a list. */
+            bool is_answer =
+                dialect == usual || dialect == DIALECT_SAVE || config->nchains == 1;
+            if ((doubtful & ~seen) == 0 && is_answer)
                 return true;
             seen = doubtful;
             dialect = dialect == usual ? other : usual;

@@ -83,7 +83,9 @@ ends('the other command hangs',                     { save => [$EMPTY], list => 
 
 my ($A, $B, $AB) = map { my $rules = $_; save({ chains => [':a - [0:0]', ':b - [0:0]'] }, map {"[7:70] -A $_ -p tcp"} split //, $rules) } qw(a b ab);
 my @two = (flags => [qw(-chain a -chain b)]);
-ends('one of two chains is empty, in both words',   { save => [$A], list => [map {"-N $_\n" . ($_ eq 'a' ? "-A a -p tcp -c 7 70\n" : '')} qw(a b)] }, 7, 'save list list', @two);
+ends('one of two chains is empty, in both words',   { save => [$A], list => [map {"-N $_\n" . ($_ eq 'a' ? "-A a -p tcp -c 7 70\n" : '')} qw(a b)] }, 7, 'save list list save', @two);
+ends('... the answer is a table, not the list', { save => [$A, $A =~ s/7:70/9:90/r], list => [map {"-N $_\n" . ($_ eq 'a' ? "-A a -p tcp -c 8 80\n" : '')} qw(a b)] }, 9, 'save list list save', @two);
+ends('... but with -list, which a table confirms', { save => [$A], list => [map {"-N $_\n" . ($_ eq 'a' ? "-A a -p tcp -c 8 80\n" : '')} qw(a b)] }, 7, 'list list save', flags => [@{ $two[1] }, '-list']);
 ends('in each read another one: in the third none', { save => [$A, $AB], list => [map {"-N $_\n" . ($_ eq 'b' ? "-A b -p tcp -c 7 70\n" : '')} qw(a b)] }, '7 7', 'save list list save', @two);
 ends('a list of several chains, each of another moment, confirms and no more', { save => [$A, $B], list => [map {"-N $_\n-A $_ -p tcp -c 9 90\n"} qw(a b)] },
     qr/^ipv4: the ruleset changes while it is read/m, 'save list list save', @two);
@@ -173,7 +175,7 @@ ends("... a user's chain is",           { save => [{ out => $EMPTY, err => $WARN
 ends('one beside native base chains is not there', { save => ["$REMARK$IDLE"] }, qr/^ipv4: `.*without a rule has counted nothing.*native base chains/m, 'save save save', @input);
 ends('... but the remark comes in races, too', { save => ["$REMARK$IDLE", "$REMARK$IDLE", $RULED] }, 0, 'save save save', @input);
 
-# ---- legacy tables without their lock: in the middle of a change all counters are 0
+# ---- legacy tables: in the middle of a change all counters are 0; the lock may be another one than the changer's
 
 my ($ZERO, $SOME) = map { save({ program => 'iptables-save v1.8.9', chains => \@CHAINS }, "[0:0] -A prometheus -p udp", "[$_] -A prometheus -p tcp") } '0:0', '7:70';
 my %LISTED = (ZERO => "-N prometheus\n-A prometheus -p udp -c 0 0\n-A prometheus -p tcp -c 0 0\n", SOME => "-N prometheus\n-A prometheus -p udp -c 0 0\n-A prometheus -p tcp -c 7 70\n");
@@ -182,7 +184,10 @@ ends('no lock, a chain with a counter',           { save => [$SOME] }, '0 7', 's
 ends('no lock, a chain of zeros: iptables -S waits for the lock', { save => [$ZERO], list => [$LISTED{SOME}] }, '0 7', 'save list', @unlocked);
 ends('... and says the same',                     { save => [$ZERO], list => [$LISTED{ZERO}] }, '0 0', 'save list', @unlocked);
 ends('... and has no right to',                   { save => [$ZERO, $SOME], list => [{ status => 4, err => "Fatal: can't open lock file /run/xtables.lock: Permission denied\n" }] }, '0 7', 'save list save', @unlocked);
-ends('under the lock zeros are zeros',            { save => [$ZERO] }, '0 0', 'save');
+ends('with a lock, a chain of zeros',             { save => [$ZERO], list => [$LISTED{SOME}] }, '0 7', 'save list');
+ends('... and iptables -S says the same',         { save => [$ZERO], list => [$LISTED{ZERO}] }, '0 0', 'save list');
+ends('with a lock, a chain with a counter',       { save => [$SOME] }, '0 7', 'save');
+ends('-list of zeros, of legacy',                 { save => [$SOME], list => [$LISTED{ZERO}] }, '0 7', 'list save', flags => [qw(-list -variant legacy)]);
 ends('so they are of nft',                        { save => [$ZERO =~ s/v1\.8\.9/v1.8.9 (nf_tables)/r] }, '0 0', 'save', @unlocked);
 
 # ---- of two families, each by itself
