@@ -2294,7 +2294,7 @@ static bool comes_near_limit(const struct failure *failure) {
 
 static bool lacks_memory(const struct failure *failure) {
     return says(failure, "emory") || says(failure, "No buffer space") ||
-           comes_near_limit(failure);
+           says(failure, "failed to map segment") || comes_near_limit(failure);
 }
 
 /* A line that iptables does not print there begins like this. */
@@ -2313,6 +2313,10 @@ static bool lacks_counters(const struct failure *failure) {
 
 static bool has_other_words(const struct failure *failure) {
     return has_unexpected_line(failure, "");
+}
+
+static bool has_native_rules(const struct failure *failure) {
+    return says(failure, "Parsing nftables rule failed");
 }
 
 static bool lacks_nft(const struct failure *failure) {
@@ -2373,9 +2377,10 @@ static void put_chain_commands(struct sink *to, const struct failure *failure) {
     put_format(to, " -I %s ! -i lo -j ", raw ? "PREROUTING" : "INPUT");
     put_word(to, failure->rs->missing);
     put_string(to, "`, and the same with `OUTPUT ! -o lo`");
-    if (says(failure, "is incompatible"))
-        put_string(to, "; if it is there, it holds native nft rules, which iptables does "
-                       "not list");
+    if (says(failure, "is incompatible") || strstr(failure->rs->remark, "incompatible"))
+        put_string(to,
+                   "; if it is there, it holds native nft rules or is a base chain of "
+                   "nft, which iptables does not list");
     if (says(failure, "legacy tables present"))
         put_string(to, "; there are legacy tables too, perhaps empty: if the chain is in "
                        "one, use -variant legacy");
@@ -2451,6 +2456,10 @@ static const struct advice {
      "CAP_DAC_READ_SEARCH for its lock",
      put_no_details},
     {lacks_permission, "; it needs CAP_NET_ADMIN, for the legacy backend CAP_NET_RAW too",
+     put_no_details},
+    {has_native_rules,
+     "; the table holds native nft rules that iptables cannot express (README, What it cannot "
+     "see)",
      put_no_details},
     {lacks_nft, "; if this kernel has no nf_tables, use -variant legacy", put_no_details},
     {lacks_legacy,

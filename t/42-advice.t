@@ -28,6 +28,8 @@ advises('a kernel without nf_tables', { err => "iptables-save v1.8.9 (nf_tables)
 advises('... in other words', { err => "iptables-save v1.8.9 (nf_tables): Failed to initialize nft: Protocol not supported\n", status => 1 }, qr/; if this kernel has no nf_tables, use -variant legacy$/m);
 advises('... but not if rights are missing', { err => "iptables-save v1.8.9 (nf_tables): Could not fetch rule set generation id: Permission denied (you must be root)\n", status => 4 }, qr/CAP_NET_ADMIN/);
 advises('a word like permission', { err => "Could not determine whether revision 1 is supported, assuming it is.\n", status => 3 }, qr/assuming it is\.$/m);
+advises('native rules that iptables cannot say', { err => "Error: unknown payload offset\niptables-save v1.8.9 (nf_tables): Parsing nftables rule failed\n", status => 3 }, qr/; the table holds native nft rules that iptables cannot express/);
+advises('no memory for a library',     { err => "sh: error while loading shared libraries: libc.so.6: failed to map segment from shared object\n", status => 127 }, qr/; it needs more memory/);
 advises('... nor if memory is', { err => "iptables-save v1.8.9 (nf_tables): Could not fetch rule set generation id: Memory allocation problem\n", status => 4 }, qr/; it needs more memory/);
 advises('a kernel without legacy tables', { err => "iptables-save v1.8.9 (legacy): Cannot initialize: Table does not exist (do you need to insmod?)\n", status => 1 },
     qr/; if this kernel has no legacy tables, use -variant nft, or load their module \(RHEL: kernel-modules-extra\)$/m);
@@ -35,6 +37,7 @@ advises('... without their module', { err => "modprobe: FATAL: Module ip_tables 
 advises('legacy in the unit as shipped', { err => "iptables-save v1.8.9 (legacy): Cannot initialize: Address family not supported by protocol\n", status => 1 }, qr/; the legacy backend needs more than the unit allows: the drop-in legacy\.conf/);
 my $none = save({ chains => [':INPUT ACCEPT [1:1]'] });
 advises('no such chain',               { out => $none }, qr/no chain prometheus; make the chain with `.*; if it is in the other backend, use -variant nft or -variant legacy$/m);
+advises('... beside base chains of nft', { out => "# Table `filter' contains incompatible base-chains, use 'nft' tool to list them.\n$none" }, qr/; if it is there, it holds native nft rules or is a base chain of nft/m);
 advises('... in legacy',               { out => $none =~ s/\(nf_tables\)/(legacy)/r }, qr/; if it is in nft, use -variant nft$/m, '-variant', 'legacy');
 advises('... in nft',                  { out => $none }, qr/; if it is in a legacy table, use -variant legacy$/m, '-variant', 'nft');
 advises('... in nft, with a warning',  { out => $none, err => "# Warning: iptables-legacy tables present, use iptables-legacy-save to see them\n" }, qr/; there are legacy tables too/, '-variant', 'nft');
