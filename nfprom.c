@@ -2267,9 +2267,11 @@ static rlim_t limit_of(const struct memory_limit *kind) {
     return getrlimit(kind->resource, &limit) == 0 ? limit.rlim_cur : RLIM_INFINITY;
 }
 
+/* Limits that iptables could come near: a million rules take it less than a gigabyte. */
 static bool has_limits(void) {
+    const rlim_t ample = (rlim_t)1 << 31;
     for (size_t i = 0; i < COUNT(memory_limits); i++) {
-        if (limit_of(&memory_limits[i]) != RLIM_INFINITY)
+        if (limit_of(&memory_limits[i]) < ample)
             return true;
     }
     return false;

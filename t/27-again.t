@@ -115,6 +115,11 @@ SKIP: {
     ends('... finds a rule', { save => [$EMPTY, $RULE] }, 7, 'save save', unprivileged());
     fake_sudo();
 }
+SKIP: {
+    skip('the address sanitizer needs terabytes', 5) if is_sanitized();
+    ends('a limit of memory that is out of reach is none', { save => [$EMPTY], list => [{ status => 127, err => "sh: 1: iptables: not found\n" }] }, 'none', 'save list save',
+        wrap => [shell_limit('-v 4000000')]);
+}
 
 # ---- for lack of memory
 
