@@ -927,6 +927,26 @@ struct tally {
 };
 
 enum {
+    JUMPS_MAX = 32
+};
+
+/* Rules of one chain that lead to one of those that are wanted. */
+struct jump {
+    size_t to; /* index of that chain */
+    unsigned long count;
+    size_t from_len;
+    char from[CHAIN_NAME_MAX];
+};
+
+/* How many rules of the table lead to each chain, and from where. A list does not tell. */
+struct references {
+    bool known;
+    unsigned long counts[CHAINS_MAX];
+    struct jump jumps[JUMPS_MAX]; /* the first so many */
+    size_t njumps;
+};
+
+enum {
     FREE = 0,
     RECORDS_START = 1 /* so that no record is at FREE */
 };
@@ -949,6 +969,7 @@ struct facts {
     size_t counts[PAIRS];
     bool has_tags; /* a rule has some */
     struct tally tallies[CHAINS_MAX];
+    struct references references; /* of the last table */
     bool closed[CHAINS_MAX];      /* by a rule that ends the traversal for all packets */
     size_t rewritten[CHAINS_MAX]; /* the record of the last rule that may have done it */
 };
@@ -1468,9 +1489,33 @@ static bool keep_policy(struct facts *facts, struct fact *fact) {
     return append_record(facts, fact);
 }
 
-/* Keeps what the reader has found: ITEM_RULE or ITEM_POLICY. False: there is no memory,
- * or no room for so much. */
+/* Counts a rule that leads to another chain. */
+static void keep_reference(struct references *references, const struct rule *rule) {
+    struct text from = rule->from;
+    struct jump *jump = references->jumps;
+    const struct jump *end = jump + references->njumps;
+    references->counts[rule->referred]++;
+    if (from.len > CHAIN_NAME_MAX)
+        from.len = CHAIN_NAME_MAX; /* (nft's own names may be longer) */
+    while (jump < end && (jump->to != rule->referred ||
+                          !same_text((struct text){jump->from, jump->from_len}, from)))
+        jump++;
+    if (jump == end) {
+        if (references->njumps == JUMPS_MAX)
+            return;
+        references->njumps++;
+        *jump = (struct jump){.to = rule->referred, .from_len = from.len};
+        memcpy(jump->from, from.at, from.len);
+    }
+    jump->count++;
+}
+
+/* Keeps what the reader has found. False: there is no memory, or no room for so much. */
 static bool keep(struct facts *facts, enum item item, const struct rule *rule) {
+    if (rule->refers)
+        keep_reference(&facts->references, rule);
+    if (item == ITEM_JUMP)
+        return true;
     struct fact fact = {.nth = 1, .rule = *rule};
     bool match_is_harmless = is_harmless(rule->match);
     /* (What stands in the match must be what was printed: the name \xe9 and the byte 0xe9 are
@@ -2108,7 +2153,7 @@ static enum item take_items(struct run *run, struct ruleset *rs, struct facts *f
         enum item item = ruleset_next(rs, &rule);
         if (item == ITEM_ERROR)
             snprintf(run->trouble, sizeof run->trouble, "%s", rs->error);
-        if (item != ITEM_RULE && item != ITEM_POLICY)
+        if (item != ITEM_RULE && item != ITEM_POLICY && item != ITEM_JUMP)
             return item;
         if (!keep(facts, item, &rule))
             break;
@@ -2590,6 +2635,8 @@ static enum reading run_once(const struct config *config, struct family *family,
     usec asked = now();
     struct run run = start_run(family->collector, dialect, lock);
     forget_facts(&family->facts);
+    if (dialect == DIALECT_SAVE)
+        family->facts.references = (struct references){.known = false};
     struct wanted wanted = {dialect, config->table, config->chains, config->nchains,
                             reserved_labels};
     struct ruleset_memory memory = {RULE_LINE_MAX, READ_SIZE, lines, comment};
@@ -2604,6 +2651,8 @@ static enum reading run_once(const struct config *config, struct family *family,
         family->lock_time += now() - asked;
     if (started && ready)
         whole = read_run(&run, rs, &family->facts, deadline);
+    if (dialect == DIALECT_SAVE)
+        family->facts.references.known = whole && !config->list;
     end_run(&run, rs->ended || rs->changed, deadline);
     drop_index(&family->facts);
     if (!started)
@@ -2852,19 +2901,20 @@ enum sample_kind {
     OF_SEED_COMMENT = 2, /* one for each rule of the seed's pair with a comment */
     OF_VERBATIM = 4,
     OF_POLICY = 8,
-    OF_TALLY = 16,  /* one for each chain and kind of rules */
-    OF_CHAIN = 32,  /* one for each chain */
-    OF_FAMILY = 64, /* one for each enabled family, of one that failed too */
-    OF_PROGRAM = 128
+    OF_TALLY = 16,      /* one for each chain and kind of rules */
+    OF_CHAIN = 32,      /* one for each chain */
+    OF_USER_CHAIN = 64, /* one for each that is not built in */
+    OF_FAMILY = 128,    /* one for each enabled family, of one that failed too */
+    OF_PROGRAM = 256
 };
 
 /* What a sample is about. */
 struct sample {
     const struct config *config;
     const struct family *family; /* not OF_PROGRAM */
-    size_t chain;                /* OF_CHAIN, OF_TALLY, and what has a fact */
-    enum tally_kind kind;        /* OF_TALLY */
-    const struct fact *fact;     /* OF_SEED, OF_SEED_COMMENT, OF_VERBATIM, OF_POLICY */
+    size_t chain;            /* OF_CHAIN, OF_USER_CHAIN, OF_TALLY, and what has a fact */
+    enum tally_kind kind;    /* OF_TALLY */
+    const struct fact *fact; /* OF_SEED, OF_SEED_COMMENT, OF_VERBATIM, OF_POLICY */
 };
 
 /* ---- labels */
@@ -3015,12 +3065,13 @@ static const struct label {
 } labels[] = {
     {"address", always, OF_SEED | OF_SEED_COMMENT, put_address},
     {"chain", with_several_chains,
-     OF_SEED | OF_SEED_COMMENT | OF_VERBATIM | OF_POLICY | OF_TALLY | OF_CHAIN,
+     OF_SEED | OF_SEED_COMMENT | OF_VERBATIM | OF_POLICY | OF_TALLY | OF_CHAIN |
+         OF_USER_CHAIN,
      put_chain},
     {"direction", always, OF_SEED | OF_SEED_COMMENT, put_direction},
     {"l2proto", always,
      OF_SEED | OF_SEED_COMMENT | OF_VERBATIM | OF_POLICY | OF_TALLY | OF_CHAIN |
-         OF_FAMILY,
+         OF_USER_CHAIN | OF_FAMILY,
      put_l2proto},
     {"l3proto", always, OF_SEED | OF_SEED_COMMENT, put_l3proto},
     {"port", always, OF_SEED | OF_SEED_COMMENT, put_port},
@@ -3065,6 +3116,15 @@ static void put_unreachable(struct sink *sink, const struct sample *sample) {
     put_number(sink, sample->family->facts.tallies[sample->chain].unreachable);
 }
 
+/* Whether it is known which rules lead to the chain. Nothing can lead to a built-in one. */
+static bool knows_references(const struct family *family, size_t chain) {
+    return family->facts.references.known && family->facts.tallies[chain].policies == 0;
+}
+
+static void put_references(struct sink *sink, const struct sample *sample) {
+    put_number(sink, sample->family->facts.references.counts[sample->chain]);
+}
+
 static void put_refused(struct sink *sink, const struct sample *sample) {
     put_number(sink, sample->family->facts.tallies[sample->chain].refused_comments);
 }
@@ -3107,6 +3167,8 @@ static const struct metric {
      "Exported rules after which another may count the packet again."},
     {"unreachable_rules", GAUGE, OF_CHAIN, put_unreachable,
      "Rules behind one that ends the traversal and matches everything, or the same."},
+    {"chain_references", GAUGE, OF_USER_CHAIN, put_references,
+     "Rules of the table that jump or go to the chain; with 0 it counts nothing."},
     {"label_errors", GAUGE, OF_CHAIN, put_refused,
      "Comments that begin with nfprom( but give no labels: /status says why."},
     {"build_info", GAUGE, OF_PROGRAM, put_one, "The nfprom that answers."},
@@ -3230,6 +3292,15 @@ static void put_chains(struct exposition *e, struct sample *sample) {
     }
 }
 
+/* A sample for each chain that others can lead to, if it is known which do. */
+static void put_user_chains(struct exposition *e, struct sample *sample) {
+    for (size_t i = 0; i < sample->config->nchains; i++) {
+        sample->chain = i;
+        if (knows_references(sample->family, i))
+            put_sample(e, sample);
+    }
+}
+
 /* A sample for each chain and each kind of rules. */
 static void put_tallies(struct exposition *e, struct sample *sample) {
     for (size_t i = 0; i < sample->config->nchains; i++) {
@@ -3266,6 +3337,9 @@ static void put_family(struct exposition *e, const struct family *family) {
         break;
     case OF_CHAIN:
         put_chains(e, &sample);
+        break;
+    case OF_USER_CHAIN:
+        put_user_chains(e, &sample);
         break;
     case OF_FAMILY:
     case OF_PROGRAM:
@@ -3747,6 +3821,35 @@ static void put_chain_tables(struct sink *sink, const struct report *report,
     }
 }
 
+/* How a packet comes to the chain, if it does not, or perhaps more than once. */
+static void put_reference_words(struct sink *sink, const struct report *report,
+                                const struct family *family, size_t chain) {
+    const struct facts *facts = &family->facts;
+    struct text name = report->config->labels[chain];
+    if (knows_references(family, chain) && facts->references.counts[chain] == 0) {
+        put_format(sink, "<p>No rule of %s jumps to the chain ", family->kind->name);
+        put_html(sink, name);
+        put_string(sink, ", so it counts nothing.\n");
+    }
+    for (size_t i = 0; i < facts->references.njumps; i++) {
+        const struct jump *jump = &facts->references.jumps[i];
+        if (jump->to != chain || jump->count == 1)
+            continue;
+        put_string(sink, "<p>The chain ");
+        put_html(sink, (struct text){jump->from, jump->from_len});
+        put_format(sink, " of %s jumps %lu times to the chain ", family->kind->name,
+                   jump->count);
+        put_html(sink, name);
+        put_string(sink, ", which may count a packet as often.\n");
+    }
+    if (facts->tallies[chain].unreachable > 0) {
+        put_format(sink, "<p>Rules that no packet reaches, in the chain ");
+        put_html(sink, name);
+        put_format(sink, " of %s: %lu. They are marked.\n", family->kind->name,
+                   facts->tallies[chain].unreachable);
+    }
+}
+
 /* The sentences over the table about a family that was read. */
 static void put_success_words(struct sink *sink, const struct report *report,
                               const struct family *family) {
@@ -3763,6 +3866,8 @@ static void put_success_words(struct sink *sink, const struct report *report,
         put_html(sink, report->config->labels[chain]);
         put_format(sink, " of %s.\n", family->kind->name);
     }
+    for (size_t chain = 0; chain < report->config->nchains; chain++)
+        put_reference_words(sink, report, family, chain);
 }
 
 /* The sentence about one that was not. Its reason may have come in several lines. */

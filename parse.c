@@ -1175,6 +1175,7 @@ static bool find_chain(const struct ruleset *rs, struct text name, size_t *chain
 }
 
 const struct rule rule_of_nothing = {
+    .from = TEXT(""),
     .policy = TEXT(""),
     .match = TEXT(""),
     .target = TEXT(""),
@@ -1325,6 +1326,28 @@ static bool begins_like_a_rule(struct text chain, const char *end) {
     return *first.at == '-' || *first.at == '!';
 }
 
+/* Whether a rule jumps (-j) or goes (-g) to that chain, as `iptables -L` counts references. Nothing
+ * stands behind such a target, so the end of the line tells. */
+static bool ends_in(struct text line, struct text chain) {
+    static const size_t jump_len = sizeof " -j " - 1;
+    if (line.len < chain.len + jump_len)
+        return false;
+    const char *name = end_of(line) - chain.len;
+    if (name[chain.len - 1] != chain.at[chain.len - 1]) /* of most other rules */
+        return false;
+    struct text jump = between(name - jump_len, name);
+    return same_text(between(name, end_of(line)), chain) &&
+           (text_is(jump, " -j ") || text_is(jump, " -g "));
+}
+
+static void find_reference(const struct ruleset *rs, struct text line,
+                           struct rule *rule) {
+    for (size_t i = 0; i < rs->wanted.nchains && !rule->refers; i++) {
+        rule->refers = ends_in(line, rs->wanted.chains[i]);
+        rule->referred = i;
+    }
+}
+
 /* "[packets:bytes] -A CHAIN ...", or in a list "-A CHAIN ... -c packets bytes ...". */
 static enum item take_rule(struct ruleset *rs, struct text line, struct rule *rule) {
     enum dialect dialect = rs->wanted.dialect;
@@ -1335,8 +1358,11 @@ static enum item take_rule(struct ruleset *rs, struct text line, struct rule *ru
     if (counters == COUNTERS_NONE)
         return fail(rs, "rule not understood: ", line);
     bool ours = find_chain(rs, name, &rule->chain);
+    if (dialect == DIALECT_SAVE)
+        find_reference(rs, line, rule);
+    rule->from = name;
     if (!ours && dialect == DIALECT_SAVE)
-        return ITEM_MORE;
+        return rule->refers ? ITEM_JUMP : ITEM_MORE;
     if (!ours || !begins_like_a_rule(name, end)) {
         return fail(rs, "rule not understood: ", line);
     }

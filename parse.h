@@ -230,6 +230,9 @@ struct value {
 struct rule {
     size_t chain; /* index into the chains asked for */
     uint64_t packets, bytes;
+    struct text from; /* ITEM_RULE, ITEM_JUMP: the name of the chain that the rule is in */
+    bool refers;      /* in a table: the rule jumps or goes to a wanted chain */
+    size_t referred;  /* ... to this one; of ITEM_JUMP nothing else is set */
     struct text policy; /* ITEM_POLICY: its name; nothing below is set then */
     struct text
         match; /* as printed, comments cut out, blanks squeezed; empty: matches all */
@@ -255,6 +258,7 @@ enum item {
     ITEM_MORE,   /* feed more */
     ITEM_RULE,   /* a rule is in *rule */
     ITEM_POLICY, /* a built-in chain: its policy and counters are in *rule */
+    ITEM_JUMP,   /* in a table, a rule of another chain jumps or goes to a wanted one */
     ITEM_END,    /* read to the end: every chain was seen, and a table's COMMIT */
     ITEM_ERROR   /* ruleset.error says why; nothing more will come */
 };

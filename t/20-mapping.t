@@ -28,8 +28,8 @@ sub written {
     return $l2 . join ' ', map({ $l{$_} eq '' ? '-' : $l{$_} } qw(address direction l3proto port)), map {"$_ <$l{$_}>"} @more;
 }
 
-# All of an exposition but how long it took.
-sub timeless { my ($text) = @_; return $text =~ s/^nfprom_scrape_duration_seconds\K.*//mgr }
+# All of an exposition but how long it took, and what a list does not know.
+sub timeless { my ($text) = @_; return $text =~ s/^(?:# (?:HELP|TYPE) )?nfprom_chain_references.*\n//mgr =~ s/^nfprom_scrape_duration_seconds\K.*//mgr }
 
 # A test: with -list nfprom prints what it printed without; several chains in the order of the flags, not of the table.
 sub listed {
@@ -628,8 +628,22 @@ for my $name ('x', 'prometheu') {
     is(scalar(grep { $_->{name} !~ /^my_fw_/ } @series), 0, '... and all names begin with it');
     ok(scalar(series(\@series, "my_fw_$_")), "... my_fw_$_ is there")
         for qw(packets_total bytes_total rule_info rule_packets_total rule_bytes_total build_info scrape_success
-               scrape_duration_seconds rules nonterminal_rules label_errors);
+               scrape_duration_seconds rules nonterminal_rules label_errors chain_references);
 }
+# ---- which rules lead to a chain
+
+sub references {
+    my ($promise, $expected, $rules, @flags) = @_;
+    fake(out => save({ chains => [':INPUT ACCEPT [1:1]', ':prometheus - [0:0]', ':other - [0:0]'] }, map {"[1:2] -A $_"} @$rules));
+    my ($error, @series) = parse_metrics(print_mode(@flags)->{out});
+    is($error || join(' ', map { join '', map {"$_ "} $_->{labels}{chain} // (), $_->{value} } series(\@series, 'nfprom_chain_references')) =~ s/ +/ /gr =~ s/ \z//r, $expected, $promise);
+}
+references('a chain that nothing leads to', 0, ['prometheus -p tcp', 'INPUT -p tcp']);
+references('jumps (-j) and one that goes there (-g)', 3, ['INPUT -p tcp -j prometheus', 'INPUT -j prometheus', 'other ! -i lo -g prometheus', 'prometheus -p tcp']);
+references('what only ends like it', 0, ['INPUT -j xprometheus', 'INPUT -m comment --comment "-j prometheus"', 'INPUT -j other -m comment --comment prometheus', 'INPUT -j LOG --log-prefix "x -j prometheus"', 'INPUT --to-chain prometheus']);
+references('several chains, one of which leads to another', 'prometheus 2 other 1', ['INPUT -j prometheus', 'other -p tcp -j prometheus', 'prometheus -p tcp -j other'], qw(-chain prometheus -chain other));
+references('none of a built-in chain', 'prometheus 1', ['INPUT -j prometheus'], qw(-chain INPUT -chain prometheus));
+
 SKIP: {
     my ($promtool) = grep {-x} map {"$_/promtool"} split /:/, $ENV{PATH};
     skip_or_fail('promtool is not installed') unless $promtool;

@@ -223,7 +223,7 @@ fake(out => filter_table(@RULES));
     my %types = map { $_->{family}{name} => $_->{family}{TYPE} } @{ $om->{series} };
     is(join(' ', map {"$_=$types{$_}"} sort keys %types),
         join(' ', sort qw(nfprom_packets=counter nfprom_bytes=counter nfprom_rule_info=gauge nfprom_rule_packets=counter nfprom_rule_bytes=counter
-            nfprom_rules=gauge nfprom_nonterminal_rules=gauge nfprom_unreachable_rules=gauge nfprom_label_errors=gauge nfprom_build_info=gauge nfprom_scrape_success=gauge nfprom_scrape_duration_seconds=gauge)),
+            nfprom_rules=gauge nfprom_nonterminal_rules=gauge nfprom_unreachable_rules=gauge nfprom_chain_references=gauge nfprom_label_errors=gauge nfprom_build_info=gauge nfprom_scrape_success=gauge nfprom_scrape_duration_seconds=gauge)),
         'the families and their types');
     is(value($om->{series}, 'nfprom_packets_total', port => 22), 101, 'a counter has its _total');
     like($om->{body}, qr/\n# EOF\n\z/, '# EOF ends it');

@@ -391,10 +391,15 @@ for (
     fake(out => save());
     $page = page('an empty chain');
     is(scalar @{ $page->{rows} }, 0, '... has no rows');
-    like($page->{paragraphs}[-1], qr/^There is no rule in the chain/, '... and a sentence that says so');
+    like(join('|', @{ $page->{paragraphs} }), qr/\|There is no rule in the chain prometheus of IPv4\.\|No rule of IPv4 jumps to the chain prometheus, so it counts nothing\.(?:\||\z)/, '... and sentences that say so');
     fake(out => save({ chains => [map {":$_ - [0:0]"} qw(a b c d)] }, '[1:2] -A a -p tcp', '[1:2] -A c -p tcp'));
     $page = page('empty chains among others', flags => [map { ('-chain', $_) } qw(a b c d)]);
     is(join('|', grep {/^There/} @{ $page->{paragraphs} }), join('|', map {"There is no rule in the chain $_ of IPv4."} qw(b d)), '... are named, all of them');
+    fake(out => save({ chains => [':INPUT ACCEPT [1:1]', ':x<y - [0:0]', ':prometheus - [0:0]'] }, '[1:2] -A INPUT -j prometheus', '[1:2] -A INPUT -p tcp -j prometheus', '[1:2] -A x<y -j prometheus',
+        '[1:2] -A prometheus -p tcp', '[1:2] -A prometheus -j RETURN', '[0:0] -A prometheus -p udp', '[0:0] -A prometheus -p icmp'));
+    is(join('|', grep {/jump|reach/} @{ page('how packets come to the chain')->{paragraphs} }),
+        'The chain INPUT of IPv4 jumps 2 times to the chain prometheus, which may count a packet as often.|Rules that no packet reaches, in the chain prometheus of IPv4: 2. They are marked.',
+        '... twice from one chain, and to which rules they do not');
     fake();
     fake6(out => save());
     like(join("\n", @{ page('an empty chain beside another', flags => ['-ipv6'])->{paragraphs} }), qr/^There is no rule in the chain prometheus of IPv6\.$/m, '... is named');

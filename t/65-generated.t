@@ -465,7 +465,7 @@ sub holds {
     my (%got, %families, $exported);
     for my $s (@series) {
         my ($name, $l) = ($s->{name} =~ /^nfprom_(.*)/, $s->{labels});
-        next if $name =~ /^(?:build_info|scrape_success|scrape_duration_seconds)$/;
+        next if $name =~ /^(?:build_info|scrape_success|scrape_duration_seconds|chain_references)$/;
         $exported++ if $name =~ /^(?:rule_)?packets_total$/;
         $l->{rule} = $words->($l->{rule}) if exists $l->{rule};
         push @{ $families{$name} }, $l->{l2proto};

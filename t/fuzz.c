@@ -314,6 +314,13 @@ static uint64_t read_all(struct text in, enum dialect dialect, size_t nchains, u
             continue;
         }
         hash = mix(hash, &item, sizeof item);
+        promise(item != ITEM_JUMP || (save && rule.refers), "a table alone has jumps");
+        if (item == ITEM_JUMP || (item == ITEM_RULE && rule.refers)) {
+            promise(rule.referred < nchains, "a jump leads to a chain that is wanted");
+            promise(is_in(rule.from, lines, rs.end), "the chain it comes from lies in the buffer");
+            hash = mix(mix_text(hash, rule.from), &rule.referred, sizeof rule.referred);
+        }
+        if (item == ITEM_JUMP) continue;
         if (item == ITEM_RULE || item == ITEM_POLICY) {
             check_item(in, item, &rule);
             const uint64_t numbers[] = {rule.chain,           rule.packets,          rule.bytes,

@@ -501,22 +501,28 @@ static void read_all(enum dialect dialect, size_t nchains, const char *output, s
             snprintf(got + used, size - used, "%s", item == ITEM_END ? "end" : rs.error);
             return;
         }
+        if (item == ITEM_JUMP) {
+            used += (size_t)snprintf(got + used, size - used, "jump %.*s>%zu ", (int)r.from.len, r.from.at, r.referred);
+            if (used >= size) return;
+            continue;
+        }
         static const char *const directions[] = {"none", "in", "out"};
         const struct value *v[] = {&r.address, &r.protocol, &r.port};
         char fields[3][100] = {"-", "-", "-"}, labels[400] = "";
         for (int i = 0; i < 3; i++)
             if (v[i]->text.len)
                 snprintf(fields[i], sizeof fields[i], "%s%.*s", v[i]->negated ? "!" : "", (int)v[i]->text.len, v[i]->text.at);
-        char refused[20] = "";
+        char refused[20] = "", refers[40] = "";
         if (r.refused_comments > 0) snprintf(refused, sizeof refused, "!%u", r.refused_comments);
+        if (r.refers) snprintf(refers, sizeof refers, "%.*s>%zu", (int)r.from.len, r.from.at, r.referred);
         if (r.expressible)
             snprintf(labels, sizeof labels, "%s %s %s %s ", fields[0], directions[r.direction], fields[1], fields[2]);
-        used += (size_t)snprintf(got + used, size - used, "%s%s %llu:%llu %s|%.*s|%.*s|%.*s|%.*s%s ",
+        used += (size_t)snprintf(got + used, size - used, "%s%s %llu:%llu %s|%.*s|%.*s|%.*s|%.*s%s%s ",
                                  item == ITEM_POLICY ? "policy" : r.expressible ? "seed" : "rule",
                                  item == ITEM_RULE && !r.terminal ? "~" : "", (unsigned long long)r.packets,
                                  (unsigned long long)r.bytes, labels, (int)r.match.len, r.match.at,
                                  (int)(r.policy.len + r.target.len), r.policy.len ? r.policy.at : r.target.at,
-                                 (int)r.comment.len, r.comment.at, (int)r.tags.len, r.tags.at, refused);
+                                 (int)r.comment.len, r.comment.at, (int)r.tags.len, r.tags.at, refused, refers);
         if (used >= size) return;
     }
 }
@@ -566,6 +572,9 @@ static const struct {
     {"2^64 in another chain", HEAD ":prometheus - [0:0]\n[0:18446744073709551616] -A x\nCOMMIT\n", "end"},
     {"other chains, whatever they hold",
      HEAD ":x - [0:0]\n:prometheus - [0:0]\n[1:1] -A x -m comment --comment \"\n[1:1] -A prometheus\n\"\n[1:1] -A prometheus2\nCOMMIT\n", "end"},
+    {"what leads to the chain", HEAD ":x - [0:0]\n:prometheus - [0:0]\n[1:1] -A x -p tcp -j prometheus\n[1:1] -A x -g prometheus\n[1:2] -A prometheus -j prometheus\nCOMMIT\n",
+     "jump x>0 jump x>0 rule~ 1:2 ||-j prometheus||prometheus>0 end"},
+    {"what does not", HEAD ":x - [0:0]\n:prometheus - [0:0]\n[1:1] -A x -j xprometheus\n[1:1] -A x -j prometheus2\n[1:1] -A x -x prometheus\n[1:1] -A x -m comment --comment \"-j prometheus\"\nCOMMIT\n", "end"},
     {"a policy", "*filter\n:prometheus DROP [5:6]\nCOMMIT\n", "policy 5:6 ||DROP|| end"},
     {"a chain's name with a quote and a bracket", "*filter\n:a\"]b - [0:0]\n:prometheus - [0:0]\n[1:2] -A a\"]b -p tcp\nCOMMIT\n",
      "seed~ 1:2 - none tcp - |-p tcp||| end"},
