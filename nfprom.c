@@ -1741,7 +1741,7 @@ static void release_lock(const struct lock *lock) {
  * was killed itself. At its own deadline it ends in any case. */
 struct collector {
     const struct family_kind *kind;
-    pid_t pid;
+    pid_t pid;     /* 0 or -1: there is none */
     int channel;   /* -1: it has ended, or could not be started */
     int error;     /* errno, where there is no channel */
     usec deadline; /* of the collector itself */
@@ -1838,20 +1838,20 @@ static bool can_see(const char *file) {
     return true;
 }
 
-/* Runs the command with standard output and standard error. Its standard input is popen's pipe,
- * which pclose closes at once. */
-static struct end run_command(const struct collector *self, const char *command) {
+/* Waits for the end of a command. Its standard input is popen's pipe, which pclose closes at once.
+ * Without a pipe the error says why there is no command. */
+static struct end end_command(const struct collector *self, FILE *pipe, int error) {
     struct rusage own = {.ru_maxrss = 0};
     struct rusage children = {.ru_maxrss = 0};
     struct end end = {.status = CANNOT_RUN};
-    FILE *pipe = popen(command, "we");
     int status = -1;
     if (pipe) {
         end.sees_legacy = can_see(self->kind->legacy_tables); /* while it gets going */
         status = pclose(pipe);
+        error = errno;
     }
     if (status < 0)
-        dprintf(STDERR_FILENO, "no shell: %s\n", strerror(errno));
+        dprintf(STDERR_FILENO, "no shell: %s\n", strerror(error));
     else
         end.status = status_of(status);
     getrusage(RUSAGE_SELF, &own);
@@ -1869,13 +1869,15 @@ static bool obey(const struct collector *self, struct word word) {
     bool piped = pipe2(out, O_CLOEXEC) == 0 && pipe2(err, O_CLOEXEC) == 0 &&
                  dup2(out[1], STDOUT_FILENO) >= 0 && dup2(err[1], STDERR_FILENO) >= 0;
     struct start start = {piped ? 0 : errno, state_of(&lock)};
+    FILE *pipe = piped ? popen(self->commands[word.dialect], "we") : NULL;
+    int error = errno;
     tell_start(&start, out[0], err[0]);
     for (int i = 0; i < 2; i++) {
         close(out[i]);
         close(err[i]);
     }
     if (piped) {
-        struct end end = run_command(self, self->commands[word.dialect]);
+        struct end end = end_command(self, pipe, error);
         send(CHANNEL, &end, sizeof end, MSG_NOSIGNAL);
     }
     release_lock(&lock);
@@ -1966,15 +1968,22 @@ static void start_collectors(const struct config *config, struct collector *coll
     }
 }
 
-/* What wait4(2) says of its end. */
+/* It ends by itself then. */
+static void dismiss_collector(struct collector *collector) {
+    if (collector->channel >= 0)
+        close(collector->channel);
+    collector->channel = -1;
+}
+
+/* Returns what waitpid(2) says of its end. */
 static int end_collector(struct collector *collector) {
     int status = CANNOT_RUN << 8;
-    if (collector->channel < 0)
-        return status;
-    close(collector->channel);
-    collector->channel = -1;
-    while (waitpid(collector->pid, &status, 0) < 0 && errno == EINTR)
-        ;
+    dismiss_collector(collector);
+    if (collector->pid > 0) {
+        while (waitpid(collector->pid, &status, 0) < 0 && errno == EINTR)
+            ;
+    }
+    collector->pid = 0;
     return status;
 }
 
@@ -2875,10 +2884,10 @@ static int scrape(const struct config *config, struct collector *collectors,
         usec share = (deadline - now()) / FAMILY_DIVISOR;
         usec for_others = share * count_enabled(config, i + 1);
         read_family(config, family, deadline - for_others);
+        dismiss_collector(family->collector);
         success = success || family->success;
         timed_out = timed_out || family->timed_out;
     }
-    end_collectors(collectors);
     log_failures(report);
     if (success)
         return 200;
@@ -4396,7 +4405,9 @@ static int print_exposition(const struct config *config) {
     usec deadline = now() + config->timeout; /* of the reading */
     struct sink sink = begin_stream(write_window, deadline);
     start_collectors(config, collectors, deadline);
-    if (!drop_rights() || scrape(config, collectors, &report, deadline) != 200)
+    bool success = drop_rights() && scrape(config, collectors, &report, deadline) == 200;
+    end_collectors(collectors);
+    if (!success)
         return 1;
     put_exposition(&sink, &report, FORMAT_TEXT);
     write_window(&sink);
