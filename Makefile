@@ -125,6 +125,7 @@ install: nfprom
 	$(call put,755,nfprom,$(DESTDIR)$(SBINDIR)/nfprom)
 	$(call put,644,README.md,$(DESTDIR)$(DOCDIR)/README.md)
 	$(call put_named,644,xinetd/nfprom,$(DESTDIR)$(DOCDIR)/xinetd)
+	$(call put,644,systemd/lan-hosts,$(DESTDIR)$(DOCDIR)/lan-hosts)
 ifneq ($(UNITDIR),)
 	$(INSTALL) -d "$(DESTDIR)$(UNITDIR)" "$(DESTDIR)$(SYSUSERSDIR)" "$(DESTDIR)$(SYSCONFDIR)/default"
 	$(call put,644,systemd/nfprom.sysusers,$(DESTDIR)$(SYSUSERSDIR)/nfprom.conf)
@@ -132,6 +133,8 @@ ifneq ($(UNITDIR),)
 	$(call put,644,systemd/legacy.conf,$(DESTDIR)$(DOCDIR)/legacy.conf)
 	$(call put,644,systemd/sandbox.conf,$(DESTDIR)$(DOCDIR)/sandbox.conf)
 	$(call put,644,systemd/remote.conf,$(DESTDIR)$(DOCDIR)/remote.conf)
+	$(call put,644,systemd/lan-hosts.service,$(DESTDIR)$(DOCDIR)/lan-hosts.service)
+	$(call put,644,systemd/lan-hosts.timer,$(DESTDIR)$(DOCDIR)/lan-hosts.timer)
 	@! grep -qs '^ListenStream=9914' "$(DESTDIR)$(UNITDIR)/nfprom.socket" || { \
 		echo 'nfprom.socket listened on all addresses; from its next restart on it listens on loopback alone. To let a Prometheus'; \
 		echo 'server on another host ask, with its address in place of SERVER:'; \
@@ -154,7 +157,8 @@ install-xinetd: install
 uninstall:
 	rm -f "$(DESTDIR)$(SBINDIR)/nfprom" "$(DESTDIR)$(SYSCONFDIR)/default/nfprom" "$(DESTDIR)$(XINETDDIR)/nfprom" \
 		"$(DESTDIR)$(DOCDIR)/README.md" "$(DESTDIR)$(DOCDIR)/xinetd" "$(DESTDIR)$(DOCDIR)/legacy.conf" \
-		"$(DESTDIR)$(DOCDIR)/sandbox.conf" "$(DESTDIR)$(DOCDIR)/remote.conf"
+		"$(DESTDIR)$(DOCDIR)/sandbox.conf" "$(DESTDIR)$(DOCDIR)/remote.conf" \
+		"$(DESTDIR)$(DOCDIR)/lan-hosts" "$(DESTDIR)$(DOCDIR)/lan-hosts.service" "$(DESTDIR)$(DOCDIR)/lan-hosts.timer"
 	rmdir "$(DESTDIR)$(DOCDIR)" 2> /dev/null || true
 ifneq ($(UNITDIR),)
 	rm -f "$(DESTDIR)$(UNITDIR)/nfprom.socket" "$(DESTDIR)$(UNITDIR)/nfprom@.service" "$(DESTDIR)$(SYSUSERSDIR)/nfprom.conf"

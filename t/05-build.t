@@ -206,9 +206,9 @@ my %everywhere = ('etc/default/' => '0755', 'etc/' => '0755', 'usr/' => '0755');
 # What `make install` is to bring: all directories and files with their modes.
 sub expected {
     my (%at) = @_;
-    my %files = ("$at{sbin}/nfprom" => '0755', map { ($_ => '0644') } "$at{doc}/README.md", "$at{doc}/xinetd");
+    my %files = ("$at{sbin}/nfprom" => '0755', map { ($_ => '0644') } "$at{doc}/README.md", "$at{doc}/xinetd", "$at{doc}/lan-hosts");
     $files{$_} = '0644' for !$at{unit} ? () : (
-        (map {"$at{doc}/$_.conf"} qw(legacy sandbox remote)), "$at{unit}/nfprom.socket", "$at{unit}/nfprom\@.service", "$at{etc}/default/nfprom", "$at{users}/nfprom.conf");
+        (map {"$at{doc}/$_.conf"} qw(legacy sandbox remote)), (map {"$at{doc}/lan-hosts.$_"} qw(service timer)), "$at{unit}/nfprom.socket", "$at{unit}/nfprom\@.service", "$at{etc}/default/nfprom", "$at{users}/nfprom.conf");
     $files{$_} = '0644' for $at{xinetd} ? "$at{etc}/xinetd.d/nfprom" : ();
     for my $file (keys %files) { while ($file =~ m{/}g) { my $d = substr $file, 0, pos $file; $files{$d} = '0755' if $d ne '/' } }
     return \%files;
