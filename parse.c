@@ -93,6 +93,8 @@ static bool find_path(struct text target, struct request *req) {
     }
     const char *query = memchr(at, '?', (size_t)(end - at));
     req->path = between(at, query ? query : end);
+    if (query)
+        req->query = between(query + 1, end);
     if (req->path.len == 0)
         req->path = (struct text){"/", 1};
     return true;
@@ -373,7 +375,10 @@ static int read_header_lines(struct request *req, const char *buf, size_t len) {
 }
 
 void request_begin(struct request *req) {
-    *req = (struct request){.method = nothing, .path = nothing, .scrape_timeout_ms = -1};
+    *req = (struct request){.method = nothing,
+                            .path = nothing,
+                            .query = nothing,
+                            .scrape_timeout_ms = -1};
 }
 
 int request_parse(struct request *req, const char *buf, size_t len) {
@@ -389,6 +394,52 @@ int request_parse(struct request *req, const char *buf, size_t len) {
         status = read_part[part](req, buf, len);
     } while (status == 0 && req->part != part);
     return status;
+}
+
+/* The value of a hexadecimal digit, -1 if it is none. */
+static int hex_digit(char c) {
+    if (is_digit(c))
+        return c - '0';
+    if (c >= 'a' && c <= 'f')
+        return c - 'a' + 10;
+    return c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
+}
+
+/* The byte that a percent escape at p stands for (RFC 3986 section 2.1), -1 if it is none. */
+static int escaped_byte(const char *p, const char *end) {
+    if (*p != '%' || end - p < 3)
+        return -1;
+    int high = hex_digit(p[1]);
+    int low = hex_digit(p[2]);
+    return high < 0 || low < 0 ? -1 : high << 4 | low;
+}
+
+static struct text unescape(struct text t, char *to) {
+    const char *end = end_of(t);
+    struct text value = {to, 0};
+    for (const char *p = t.at; p < end;) {
+        int byte = escaped_byte(p, end);
+        to[value.len] = byte < 0 ? *p : (char)byte;
+        value.len++;
+        p += byte < 0 ? 1 : 3;
+    }
+    return value;
+}
+
+bool find_parameter(struct text query, const char *name, char *to, struct text *value) {
+    while (query.len > 0) {
+        struct text rest = cut_at(&query, '&');
+        struct text found = cut_at(&rest, '=');
+        if (text_is(found, name)) {
+            *value = unescape(rest, to);
+            return true;
+        }
+    }
+    return false;
+}
+
+int parse_seconds(struct text value) {
+    return value.len == 1 && is_digit(value.at[0]) ? value.at[0] - '0' : 0;
 }
 
 /* ---- tags ------------------------------------------------------------------------ */

@@ -79,6 +79,7 @@ struct request {
     struct text method;
     /* Without query, scheme and authority; empty for "*" and for the host of CONNECT. */
     struct text path;
+    struct text query; /* behind the first "?" of the target, as it came; empty if none */
     long scrape_timeout_ms; /* X-Prometheus-Scrape-Timeout-Seconds in milliseconds, -1
                                without a usable one */
     struct preference openmetrics; /* application/openmetrics-text version 1.0.0 */
@@ -105,6 +106,16 @@ void request_begin(struct request *req);
  * sections 2 to 5). What follows the blank line is not looked at. The texts point into
  * buf; they are set as far as the parser got. */
 int request_parse(struct request *req, const char *buf, size_t len);
+
+/* Finds the first parameter of that name in a query (NAME=VALUE, any more each behind a "&").
+ * The value is written to `to`, which has query.len bytes: of each %HH the byte with that number,
+ * NUL too; all else, and a "%" without two hexadecimal digits, as it stands (a "+" is a plus).
+ * It may be empty, as that of a parameter without "=". Names are compared as they stand. False:
+ * there is none. */
+bool find_parameter(struct text query, const char *name, char *to, struct text *value);
+
+/* A number of whole seconds, of one digit: 1 to 9, or 0 if it is none. */
+int parse_seconds(struct text value);
 
 /* ---- tags: what a comment calls its rule ------------------------------------------ */
 

@@ -54,6 +54,17 @@ static void check_preference(struct preference p) {
     promise(p.precision > 0 || p.quality == 0, "what nothing names has no quality");
 }
 
+/* What it says may be any bytes, but no more than there are. */
+static void check_query(struct text query) {
+    struct text value;
+    char *to = copy_of(query.at, query.len);
+    if (find_parameter(query, "by", to, &value)) {
+        promise(is_in(value, to, query.len), "a value lies in the memory for it");
+        promise(value.len + strlen("by") <= query.len, "a value is shorter than the query");
+    }
+    free(to);
+}
+
 static bool alike(struct preference a, struct preference b) { return a.precision == b.precision && a.quality == b.quality; }
 
 static void check_request(const char *in, size_t len, int status, const struct request *req) {
@@ -64,6 +75,7 @@ static void check_request(const char *in, size_t len, int status, const struct r
     promise(known, "the status is one that parse.h names");
     promise(is_in(req->method, in, len), "the method lies in the buffer");
     promise(is_in(req->path, in, len) || same(req->path, root), "the path lies in the buffer");
+    promise(is_in(req->query, in, len), "the query lies in the buffer");
     promise(req->scrape_timeout_ms >= -1 && req->scrape_timeout_ms <= 86400000, "a timeout is a day at most");
     check_preference(req->openmetrics);
     check_preference(req->text);
@@ -111,7 +123,7 @@ void request(const uint8_t *data, size_t size) {
         promise(verdict == 0 || now == verdict, "a verdict stands, whatever follows");
         promise(now != 0 || n < REQUEST_MAX, "there is a verdict on as much as a reader must hold");
         if (now == 200)
-            promise(status == 200 && same(part.method, req.method) && same(part.path, req.path), "whole or in parts");
+            promise(status == 200 && same(part.method, req.method) && same(part.path, req.path) && same(part.query, req.query), "whole or in parts");
         if (now == 200 && verdict == 0) first = part;
         if (now == 200 && verdict == 0)
             promise(same(fed.method, req.method) && same(fed.path, req.path) && alike(fed.text, part.text) &&
@@ -124,6 +136,7 @@ void request(const uint8_t *data, size_t size) {
         verdict = now;
     }
     promise(verdict == status, "the same verdict on the whole and on its parts");
+    if (status == 200) check_query(req.query);
     if (status == 200)
         promise(req.scrape_timeout_ms == first.scrape_timeout_ms && alike(req.openmetrics, first.openmetrics) &&
                     alike(req.text, first.text),

@@ -165,6 +165,83 @@ static const struct {
     {"bytes beyond ASCII", "Accept: text/plain;x=\xff\xc3,\xe9/*\r\n", "0:0 3:1000 text"},
 };
 
+/* ---- queries: "the value of by, the value of seconds"; none: "-" ---- */
+
+#define QUERY(query, expected) {query, sizeof query - 1, expected, sizeof expected - 1}
+static const struct {
+    const char *target;
+    size_t len;
+    const char *expected;
+    size_t expected_len;
+} queries[] = {
+    QUERY("/status", "- -"),
+    QUERY("/status?", "- -"),
+    QUERY("/status?by=port", "port -"),
+    QUERY("/status?seconds=2", "- 2"),
+    QUERY("/status?by=port&seconds=2", "port 2"),
+    QUERY("/status?seconds=2&by=port", "port 2"),
+    QUERY("http://h/status?by=port", "port -"),
+    QUERY("http://h?by=port", "port -"),
+    QUERY("/status?other=1&by=port&more", "port -"),
+    QUERY("/status?by=a&by=b&seconds=1&seconds=2", "a 1"), /* the first counts */
+    QUERY("/status?by=&by=b", " -"),
+    QUERY("/status?by&by=b", " -"),
+    QUERY("/status?&&by=b&", "b -"),
+    QUERY("/status?=by&by=b", "b -"),
+    QUERY("/status?By=a&bye=b&xby=c&b=y", "- -"),
+    QUERY("/status?%62y=a", "- -"), /* names as they stand */
+    QUERY("/status?by=a=b=c", "a=b=c -"),
+    QUERY("/status?by=a?by=b", "a?by=b -"),
+    QUERY("/status?by=a+b%20c%2bd", "a+b c+d -"),
+    QUERY("/status?by=%41%4a%4A%7e%26%3d", "AJJ~&= -"),
+    QUERY("/status?by=%00%ff%C3%a9", "\0\xff\xc3\xa9 -"),
+    QUERY("/status?by=%&seconds=%2", "% %2"),
+    QUERY("/status?by=%4&seconds=1", "%4 1"),
+    QUERY("/status?by=%%341%4g%g4%", "%41%4g%g4% -"),
+    QUERY("/status?by=%2541", "%41 -"), /* once */
+    QUERY("/status?by=%P0%0P%@1%1`", "%P0%0P%@1%1` -"),
+    QUERY("/status?by=<b>\"'", "<b>\"' -"),
+};
+
+static size_t put_parameter(struct text query, const char *name, char *out) {
+    struct text value;
+    char *to = malloc(query.len); /* of the exact size, for the sanitizers */
+    bool found = find_parameter(query, name, to, &value);
+    if (!found) value = (struct text){"-", 1};
+    memcpy(out, value.at, value.len);
+    size_t len = value.len;
+    free(to);
+    return len;
+}
+
+static void test_query(const char *target, size_t target_len, const char *expected, size_t expected_len) {
+    struct request req;
+    char buf[300], got[300];
+    size_t len = 0;
+    int n = snprintf(buf, sizeof buf, "GET %.*s HTTP/1.0\r\n\r\n", (int)target_len, target);
+    request_begin(&req);
+    if (request_parse(&req, buf, (size_t)n) == 200) {
+        len = put_parameter(req.query, "by", got);
+        got[len++] = ' ';
+        len += put_parameter(req.query, "seconds", got + len);
+    }
+    got[len] = '\0';
+    ok(len == expected_len && memcmp(got, expected, len) == 0, target, got, expected);
+}
+
+static void test_seconds(void) {
+    static const struct {
+        const char *value, *expected;
+    } seconds[] = {{"1", "1"}, {"5", "5"}, {"9", "9"}, {"0", "0"}, {"", "0"}, {"05", "0"}, {"10", "0"}, {"-1", "0"}, {"+1", "0"}, {" 1", "0"}, {"1 ", "0"},
+                   {"1.5", "0"}, {"1e0", "0"}, {"x", "0"}, {"/", "0"}, {":", "0"}, {"\xb2", "0"}};
+    for (size_t i = 0; i < sizeof seconds / sizeof *seconds; i++) {
+        char got[20], name[40];
+        snprintf(got, sizeof got, "%d", parse_seconds((struct text){seconds[i].value, strlen(seconds[i].value)}));
+        snprintf(name, sizeof name, "seconds=%s", seconds[i].value);
+        is(got, seconds[i].expected, name);
+    }
+}
+
 /* In one piece. */
 static int parse_whole(struct request *req, const char *buf, size_t len) {
     request_begin(req);
@@ -914,6 +991,9 @@ static void test_changed(void) {
 int main(void) {
     for (size_t i = 0; i < sizeof requests / sizeof *requests; i++)
         test_request(requests[i].name, requests[i].request, strlen(requests[i].request), requests[i].expected);
+    for (size_t i = 0; i < sizeof queries / sizeof *queries; i++)
+        test_query(queries[i].target, queries[i].len, queries[i].expected, queries[i].expected_len);
+    test_seconds();
     for (size_t i = 0; i < sizeof accepts / sizeof *accepts; i++)
         test_accept(accepts[i].name, accepts[i].headers, accepts[i].expected);
     test_limits();
