@@ -8,7 +8,9 @@
  *   GET or HEAD of  /metrics    the exposition, text format 0.0.4 or, if the Accept header
  *                               prefers it, OpenMetrics 1.0; 503 or 504 with the reason if
  *                               there is none
- *                   /status     the same counters as a page for people, 503 or 504 likewise
+ *                   /status     the same counters as a page for people, 503 or 504 likewise;
+ *                               ?by=NAME adds them up by a label, ?seconds=N (1 to 5) reads
+ *                               twice and shows what was counted in between
  *                   /           a page with links; iptables is not run
  *                   /-/healthy  "ok"; iptables is not run
  *
@@ -82,8 +84,10 @@ enum {
     SCRAPE_MARGIN_MS = 500,   /* of the scraper's timeout, kept for its own work */
     SCRAPE_TIME_MIN_MS = 100, /* what a scrape gets at least */
     DRAIN_TIME = 2 * SECOND,
-    QUICK_PIECES = 128,  /* of a request, each read as soon as it is there */
-    NAPS_DIVISOR = 1024, /* for others, so many naps fit into the whole time */
+    SECONDS_MAX = 5,             /* between the two reads of a page with rates */
+    READS_TIME_MIN = SECOND / 2, /* which both of them get together, at least */
+    QUICK_PIECES = 128,          /* of a request, each read as soon as it is there */
+    NAPS_DIVISOR = 1024,         /* for others, so many naps fit into the whole time */
 
     /* bytes */
     OUTPUT_MAX = 1 << 30,    /* of iptables-save; a million rules are a tenth of it */
@@ -101,6 +105,7 @@ enum {
     REASON_MAX = 3000,
     COMMAND_MAX = CHAINS_MAX * (4 * CHAIN_NAME_MAX + 60),
     NAMESPACE_MAX = 400,
+    LINKS_MAX = 64,  /* to names from comments */
     HOST_MAX = 255,  /* of -addr */
     VISIBLE_MAX = 4, /* bytes that stand for one that is not UTF-8 */
 
@@ -1975,6 +1980,12 @@ static void dismiss_collector(struct collector *collector) {
     collector->channel = -1;
 }
 
+/* When all has been read. They are reaped at the end, while the client reads the answer. */
+static void dismiss_collectors(struct collector *collectors) {
+    for (size_t i = 0; i < FAMILIES; i++)
+        dismiss_collector(&collectors[i]);
+}
+
 /* Returns what waitpid(2) says of its end. */
 static int end_collector(struct collector *collector) {
     int status = CANNOT_RUN << 8;
@@ -2234,6 +2245,7 @@ struct family {
     struct collector *collector;
     bool enabled, success, timed_out;
     usec duration;
+    usec ended;                 /* when it was read */
     usec lock_time;             /* of it, waiting for the lock of the legacy tables */
     enum lock_state lock_state; /* of the lock of the legacy tables, in the last run */
     bool may_be_zeroed; /* legacy tables: for a moment in each change all is zero */
@@ -2821,7 +2833,8 @@ static void read_family(const struct config *config, struct family *family,
     family->success = read_believed(config, family, deadline);
     if (!family->success)
         forget_facts(&family->facts);
-    family->duration = now() - started;
+    family->ended = now();
+    family->duration = family->ended - started;
 }
 
 static bool has_failed(const struct family *family) {
@@ -2866,32 +2879,48 @@ static void log_failures(const struct report *report) {
     }
 }
 
-/* Reads the enabled families, and logs what fails. The status: 200 if one succeeded, else
- * 504 if one was out of time, else 503. A family that hangs leaves the next a share of
- * the time. */
-static int scrape(const struct config *config, struct collector *collectors,
-                  struct report *report, usec deadline) {
-    bool success = false;
-    bool timed_out = false;
+static void begin_report(struct report *report, const struct config *config,
+                         struct collector *collectors) {
     report->config = config;
     for (size_t i = 0; i < FAMILIES; i++) {
         struct family *family = &report->families[i];
         family->kind = &family_kinds[i];
         family->collector = &collectors[i];
         family->enabled = config->families[i];
-        if (!family->enabled)
-            continue;
-        usec share = (deadline - now()) / FAMILY_DIVISOR;
-        usec for_others = share * count_enabled(config, i + 1);
-        read_family(config, family, deadline - for_others);
-        dismiss_collector(family->collector);
+    }
+}
+
+/* Reads the enabled families. The status: 200 if one succeeded, else 504 if one was out of time,
+ * else 503. A family that hangs leaves the next a share of the time; one that has failed is not
+ * read again. */
+static int read_families(struct report *report, usec deadline) {
+    bool success = false;
+    bool timed_out = false;
+    for (size_t i = 0; i < FAMILIES; i++) {
+        struct family *family = &report->families[i];
+        bool has_failed_before = !family->success && family->reason[0] != '\0';
+        if (family->enabled && !has_failed_before) {
+            usec share = (deadline - now()) / FAMILY_DIVISOR;
+            usec for_others = share * count_enabled(report->config, i + 1);
+            read_family(report->config, family, deadline - for_others);
+        }
         success = success || family->success;
         timed_out = timed_out || family->timed_out;
     }
-    log_failures(report);
+    report->read_at = time(NULL);
     if (success)
         return 200;
     return timed_out ? 504 : 503;
+}
+
+/* Reads them once, and logs what fails. The status is that of read_families(). */
+static int scrape(const struct config *config, struct collector *collectors,
+                  struct report *report, usec deadline) {
+    begin_report(report, config, collectors);
+    int status = read_families(report, deadline);
+    dismiss_collectors(collectors);
+    log_failures(report);
+    return status;
 }
 
 /* ---- the exposition: the views of Prometheus --------------------------------------- */
@@ -2924,6 +2953,7 @@ struct sample {
     size_t chain;            /* OF_CHAIN, OF_USER_CHAIN, OF_TALLY, and what has a fact */
     enum tally_kind kind;    /* OF_TALLY */
     const struct fact *fact; /* OF_SEED, OF_SEED_COMMENT, OF_VERBATIM, OF_POLICY */
+    bool is_plain;           /* its values are written without escapes */
 };
 
 /* ---- labels */
@@ -2974,7 +3004,12 @@ static void put_address(struct sink *sink, const struct sample *sample) {
 }
 
 static void put_chain(struct sink *sink, const struct sample *sample) {
-    put_escaped(sink, sample->config->labels[sample->chain]);
+    struct text name = sample->config->labels[sample->chain];
+    if (sample->is_plain) {
+        put_text(sink, name);
+    } else {
+        put_escaped(sink, name);
+    }
 }
 
 static void put_direction(struct sink *sink, const struct sample *sample) {
@@ -3399,9 +3434,17 @@ static const char page_style_narrow[] =
     "td[class]{text-align:left;white-space:normal;overflow-wrap:anywhere}\n"
     "td::before{opacity:.7}\n";
 
-static const char page_units[] =
+static const char total_units[] =
     "<p>What the rules have counted since they were made or set back. 1 KiB is 1,024 bytes, "
     "1 MiB 1,024 KiB and so on; a share is that of all bytes in the totals below it.\n";
+
+static const char group_units[] =
+    "<p>What the rules have counted since they were made or set back, added up by a label. 1 KiB is "
+    "1,024 bytes, 1 MiB 1,024 KiB and so on; a share is that of all bytes in its table.\n";
+
+static const char rate_units[] =
+    "<p>What the rules have counted in each second between two reads. 1 kbit is 1,000 bits, 1 Mbit "
+    "1,000 kbit and so on; a share is that of all bits in its table.\n";
 /* clang-format on */
 
 #define NONE_SIGN "\u2013" /* in a cell where a rule has nothing to say */
@@ -3503,6 +3546,7 @@ struct row {
     bool goes_on; /* what it has counted may be counted again, and has no share */
     struct sum packets, bytes;
     double all; /* bytes of all rows that have a share */
+    usec over;  /* in how much time it was counted; 0: since the rules were made */
 };
 
 /* The comments, and what others of them give as labels. */
@@ -3614,6 +3658,35 @@ static void put_bytes_cell(struct sink *sink, const struct row *row) {
     put_format(sink, "%.*f %s", decimals, size, units[unit]);
 }
 
+/* What is counted in a second, by the measured time. */
+static double rate_of(const struct sum *sum, usec over) {
+    return size_of(sum) * SECOND / (double)over;
+}
+
+static void put_count_cell(struct sink *sink, const struct row *row) {
+    if (row->over == 0) {
+        put_packets_cell(sink, row);
+    } else {
+        put_format(sink, "%.1f/s", rate_of(&row->packets, row->over));
+    }
+}
+
+static void put_size_cell(struct sink *sink, const struct row *row) {
+    static const char *const units[] = {"bit/s",  "kbit/s", "Mbit/s", "Gbit/s", "Tbit/s",
+                                        "Pbit/s", "Ebit/s", "Zbit/s", "Ybit/s"};
+    if (row->over == 0) {
+        put_bytes_cell(sink, row);
+        return;
+    }
+    double rate = 8 * rate_of(&row->bytes, row->over);
+    size_t unit = 0;
+    while (rate >= 999.95 && unit + 1 < COUNT(units)) {
+        rate /= 1000;
+        unit++;
+    }
+    put_format(sink, "%.1f %s", rate, units[unit]);
+}
+
 static void put_share_cell(struct sink *sink, const struct row *row) {
     if (row->goes_on) {
         put_string(sink, NONE_SIGN);
@@ -3645,6 +3718,22 @@ static const struct column {
     {"share", "Share", "min-width:6rem", "", true, put_share_cell},
 };
 
+static const struct column *const share_column = &columns[COUNT(columns) - 1];
+
+/* What stands side by side where rules are added up: the same numbers of each direction. */
+static const struct side {
+    const char *name, *heading;
+    enum direction direction;
+    void (*put)(struct sink *sink, const struct row *row);
+} sides[] = {
+    {"in-bytes", "In", DIRECTION_IN, put_size_cell},
+    {"in-packets", "Packets in", DIRECTION_IN, put_count_cell},
+    {"out-bytes", "Out", DIRECTION_OUT, put_size_cell},
+    {"out-packets", "Packets out", DIRECTION_OUT, put_count_cell},
+    {"neither-bytes", "Neither", DIRECTION_NONE, put_size_cell},
+    {"neither-packets", "Packets of neither", DIRECTION_NONE, put_count_cell},
+};
+
 static void put_cell(struct sink *sink, const struct column *column,
                      const struct row *row) {
     put_string(sink, "<td class=");
@@ -3661,11 +3750,17 @@ static void put_style(struct sink *sink) {
         put_format(sink, "th.%s{%s}td.%s{%s}\n", columns[i].name, columns[i].head_style,
                    columns[i].name, columns[i].cell_style);
     }
+    for (size_t i = 0; i < COUNT(sides); i++)
+        put_format(sink, "th.%s,td.%s{" ALIGN_NUMBER "}\n", sides[i].name, sides[i].name);
     put_string(sink, "@media(max-width:67rem){\n");
     put_string(sink, page_style_narrow);
     for (size_t i = 0; i < COUNT(columns); i++) {
         put_format(sink, "td.%s::before{content:'%s '}\n", columns[i].name,
                    columns[i].heading);
+    }
+    for (size_t i = 0; i < COUNT(sides); i++) {
+        put_format(sink, "td.%s::before{content:'%s '}\n", sides[i].name,
+                   sides[i].heading);
     }
     put_string(sink, "}\n");
 }
@@ -3674,23 +3769,28 @@ static void put_style(struct sink *sink) {
  * text. When the style changes, t/37 says what its hash is. */
 static const char page_policy[] =
     "default-src 'none'; "
-    "style-src 'sha256-Ij6MPLfmYqtfQOKPEXASWeRoZPMIsanfuG/EAmDka4k='; "
+    "style-src 'sha256-kgwN7DTUpjIWKFGt/CQ6BNNb1AK/ksBNV4ICG6OFkmo='; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-static void put_page_head(struct sink *sink) {
+static void put_page_head(struct sink *sink, const char *units) {
     put_string(sink, "<!DOCTYPE html>\n<html lang=en><meta charset=utf-8>"
                      "<meta name=viewport content=\"width=device-width\">\n"
                      "<title>nfprom</title>\n<style>");
     put_style(sink);
     put_string(sink, "</style>\n<h1>nfprom</h1>\n");
-    put_string(sink, page_units);
+    put_string(sink, units);
+}
+
+static void put_caption(struct sink *sink, const struct report *report,
+                        const struct family *family, size_t chain) {
+    put_format(sink, "<table><caption>%s, chain ", family->kind->name);
+    put_html(sink, report->config->labels[chain]);
+    put_string(sink, "</caption>\n<thead><tr>");
 }
 
 static void put_table_head(struct sink *sink, const struct report *report,
                            const struct family *family, size_t chain) {
-    put_format(sink, "<table><caption>%s, chain ", family->kind->name);
-    put_html(sink, report->config->labels[chain]);
-    put_string(sink, "</caption>\n<thead><tr>");
+    put_caption(sink, report, family, chain);
     for (size_t i = 0; i < COUNT(columns); i++) {
         put_format(sink, "<th scope=col class=%s>%s", columns[i].name,
                    columns[i].heading);
@@ -3895,19 +3995,677 @@ static void put_failure_words(struct sink *sink, const struct family *family) {
     put_string(sink, "\n");
 }
 
-static void put_page(struct sink *sink, const struct report *report) {
-    put_page_head(sink);
+/* ---- the page, added up by a label, and over some seconds */
+
+/* What a query asks for, as the client wrote it. */
+struct wish {
+    bool has_label, has_seconds;
+    struct text label, seconds;
+};
+
+/* By what the rules of a chain are added up. */
+struct grouping {
+    const struct label *label; /* NULL: by nothing, each rule is a row */
+    struct text name;          /* of the label */
+};
+
+/* A row: rules of a chain with the same value of the label, or one rule, or a policy. What rules
+ * have counted after which a packet goes on is a row of its own, since it may be there twice. */
+struct rule_group {
+    enum group_kind {
+        GROUP_VALUE,
+        GROUP_WITHOUT, /* rules that have no such label */
+        GROUP_ALONE
+    } kind;
+    bool goes_on;
+    bool is_left_out; /* there is no rate */
+    struct text value;
+    size_t record; /* of the first of its rules */
+    unsigned long rules, unreachable;
+    unsigned long sides[DIRECTION_OUT + 1]; /* rules of each direction */
+    struct total directions[DIRECTION_OUT + 1];
+    struct sum bytes; /* of all of them */
+};
+
+/* Why a rule has no rate. */
+enum change_kind {
+    CHANGE_CAME,
+    CHANGE_WENT,
+    CHANGE_SET_BACK,
+    CHANGE_UNCLEAR
+};
+
+static const char *const change_words[] = {
+    [CHANGE_CAME] = "was not there in the first read:",
+    [CHANGE_WENT] = "was not there in the second read:",
+    [CHANGE_SET_BACK] = "was set back between the two reads:",
+    [CHANGE_UNCLEAR] = "is one of several alike, of which some came or went:",
+};
+
+struct change {
+    enum change_kind kind;
+    const struct facts *facts;
+    size_t record;
+};
+
+/* The rows of a chain. */
+struct group_table {
+    const struct family *family;
+    size_t chain;
+    struct rule_group *groups;
+    size_t count;
+    struct change *changes;
+    size_t nchanges;
+    struct sum bytes;       /* of the rows that have a share */
+    unsigned long left_out; /* rules in rows that have none */
+    usec over;
+};
+
+/* A rule in one of two reads. */
+struct sighting {
+    uint64_t hash;
+    const struct facts *facts;
+    size_t record;
+    struct rule_group *group; /* where it is counted; NULL: it is of the first read */
+};
+
+/* What the page shows, and the memory for it. */
+struct page {
+    struct wish wish;
+    const struct report *report;
+    const struct report *before; /* the first of two reads; NULL: there was one */
+    bool unknown_label, bad_seconds, no_time, no_memory;
+    struct grouping grouping;
+    struct text names[LINKS_MAX]; /* from comments */
+    size_t nnames;
+    struct rule_group *groups; /* of all tables, one behind the other */
+    struct change *changes;
+    struct sighting *sightings; /* of one chain at a time */
+    struct group_table tables[FAMILIES * CHAINS_MAX];
+    size_t ntables;
+};
+
+/* Whether each rule of a table has the same value of the label. */
+static bool is_of_chain(const struct label *label) {
+    return label->samples & OF_CHAIN;
+}
+
+/* Whether rules can be added up by a label of the table of labels. */
+static bool can_group(const struct report *report, const struct label *label) {
+    return (label->samples & (OF_SEED | OF_SEED_COMMENT)) && label->is_shown(report);
+}
+
+static bool is_known(const struct page *page, struct text name) {
+    for (size_t i = 0; i < page->nnames; i++) {
+        if (same_text(page->names[i], name))
+            return true;
+    }
+    return false;
+}
+
+/* Notes the names that the comments of a family give, the first LINKS_MAX. True: `wanted` is one
+ * of all. */
+static bool find_names(struct page *page, const struct facts *facts, struct text wanted) {
+    struct fact fact;
+    struct tag tag;
+    bool found = false;
+    struct walk walk = begin_walk(facts);
+    while (facts->has_tags && next_fact(&walk, &fact)) {
+        struct text rest = fact.rule.tags;
+        while (next_tag(&rest, &tag)) {
+            found = found || same_text(tag.name, wanted);
+            if (page->nnames < LINKS_MAX && !is_known(page, tag.name))
+                page->names[page->nnames++] = tag.name;
+        }
+    }
+    return found;
+}
+
+/* Finds the label that the query names. */
+static void choose_label(struct page *page) {
+    struct text name = page->wish.label;
+    bool is_from_comments = false;
     for (size_t f = 0; f < FAMILIES; f++) {
-        const struct family *family = &report->families[f];
+        if (find_names(page, &page->report->families[f].facts, name))
+            is_from_comments = true;
+    }
+    if (!page->wish.has_label)
+        return;
+    for (size_t i = 0; i < COUNT(labels); i++) {
+        const struct label *label = &labels[i];
+        bool is_it = puts_names(label) ? is_from_comments : text_is(name, label->name);
+        if (is_it && can_group(page->report, label))
+            page->grouping = (struct grouping){label, name};
+    }
+    page->unknown_label = !page->grouping.label;
+}
+
+/* The kinds of samples that could show a rule: all that its match says, for a duplicate too. */
+static unsigned kinds_of(const struct fact *fact) {
+    unsigned kinds = fact->pair == PAIR_VERBATIM ? OF_VERBATIM : 0;
+    return fact->rule.expressible ? kinds | OF_SEED | OF_SEED_COMMENT : kinds;
+}
+
+/* The value of the label, nothing if the rule has none. */
+static void put_group_value(struct sink *sink, const struct grouping *grouping,
+                            const struct sample *sample) {
+    const struct label *label = grouping->label;
+    struct text rest = sample->fact->rule.tags;
+    struct tag tag;
+    if (!puts_names(label)) {
+        if (label->samples & kinds_of(sample->fact))
+            label->put(sink, sample);
+        return;
+    }
+    while (next_tag(&rest, &tag)) {
+        if (same_text(tag.name, grouping->name))
+            put_text(sink, tag.value);
+    }
+}
+
+/* A row of one rule. Its value is appended to `values`. */
+static struct rule_group group_of(struct sink *values, const struct page *page,
+                                  const struct family *family, const struct fact *fact) {
+    const struct rule *rule = &fact->rule;
+    struct rule_group group = {.kind = GROUP_ALONE, .rules = 1};
+    struct total total = {{0, rule->packets}, {0, rule->bytes}};
+    group.goes_on = goes_on(fact, &family->facts.tallies[rule->chain]);
+    group.unreachable = fact->unreachable ? 1 : 0;
+    group.sides[rule->direction] = 1;
+    group.directions[rule->direction] = total;
+    if (!page->grouping.label || fact->pair == PAIR_POLICY)
+        return group;
+    struct fact plain = *fact;
+    plain.harmless = true; /* nothing is escaped */
+    struct sample sample = {.config = page->report->config,
+                            .family = family,
+                            .chain = rule->chain,
+                            .fact = &plain,
+                            .is_plain = true};
+    size_t start = values->used;
+    put_group_value(values, &page->grouping, &sample);
+    group.value = (struct text){values->window + start, values->used - start};
+    group.kind = group.value.len > 0 ? GROUP_VALUE : GROUP_WITHOUT;
+    return group;
+}
+
+/* Appends a row for each rule of the chain to the table. */
+static void add_groups(struct sink *values, const struct page *page,
+                       struct group_table *table) {
+    const struct facts *facts = &table->family->facts;
+    struct walk walk = begin_walk(facts);
+    struct fact fact;
+    for (; !at_end(&walk); pass_record(&walk)) {
+        read_record(facts, walk.offset, &fact);
+        if (fact.rule.chain != table->chain)
+            continue;
+        struct rule_group group = group_of(values, page, table->family, &fact);
+        group.record = walk.offset;
+        table->groups[table->count++] = group;
+    }
+}
+
+/* ---- in an order: with qsort(3), in n log n steps */
+
+static int compare_numbers(uint64_t a, uint64_t b) {
+    if (a == b)
+        return 0;
+    return a < b ? -1 : 1;
+}
+
+static int compare_texts(struct text a, struct text b) {
+    int order = memcmp(a.at, b.at, a.len < b.len ? a.len : b.len);
+    return order != 0 ? order : compare_numbers(a.len, b.len);
+}
+
+static int compare_sums(const struct sum *a, const struct sum *b) {
+    int order = compare_numbers(a->high, b->high);
+    return order != 0 ? order : compare_numbers(a->low, b->low);
+}
+
+/* Rows that belong together stand together, in the chain's order. */
+static int compare_values(const void *one, const void *other) {
+    const struct rule_group *a = one;
+    const struct rule_group *b = other;
+    int order = compare_numbers(a->kind, b->kind);
+    if (order == 0)
+        order = compare_numbers(a->goes_on, b->goes_on);
+    if (order == 0 && a->kind == GROUP_VALUE)
+        order = compare_texts(a->value, b->value);
+    return order != 0 ? order : compare_numbers(a->record, b->record);
+}
+
+/* The largest is the first. */
+static int compare_sizes(const void *one, const void *other) {
+    const struct rule_group *a = one;
+    const struct rule_group *b = other;
+    int order = compare_sums(&b->bytes, &a->bytes);
+    return order != 0 ? order : compare_numbers(a->record, b->record);
+}
+
+static bool belong_together(const struct rule_group *a, const struct rule_group *b) {
+    if (a->kind == GROUP_ALONE || a->kind != b->kind || a->goes_on != b->goes_on)
+        return false;
+    return a->kind == GROUP_WITHOUT || same_text(a->value, b->value);
+}
+
+static void add_sum(struct sum *sum, const struct sum *more) {
+    add_up(sum, more->low);
+    sum->high += more->high;
+}
+
+static void add_group(struct rule_group *group, const struct rule_group *more) {
+    group->rules += more->rules;
+    group->unreachable += more->unreachable;
+    for (enum direction d = DIRECTION_NONE; d <= DIRECTION_OUT; d++) {
+        group->sides[d] += more->sides[d];
+        add_sum(&group->directions[d].packets, &more->directions[d].packets);
+        add_sum(&group->directions[d].bytes, &more->directions[d].bytes);
+    }
+}
+
+/* Adds up the rows that belong together, and puts the largest first. */
+static void merge_groups(struct group_table *table) {
+    struct rule_group *groups = table->groups;
+    size_t count = 0;
+    qsort(groups, table->count, sizeof *groups, compare_values);
+    for (size_t i = 0; i < table->count; i++) {
+        if (groups[i].is_left_out)
+            continue;
+        if (count > 0 && belong_together(&groups[count - 1], &groups[i])) {
+            add_group(&groups[count - 1], &groups[i]);
+        } else {
+            groups[count++] = groups[i];
+        }
+    }
+    table->count = count;
+    for (size_t i = 0; i < count; i++) {
+        for (enum direction d = DIRECTION_NONE; d <= DIRECTION_OUT; d++)
+            add_sum(&groups[i].bytes, &groups[i].directions[d].bytes);
+        if (groups[i].goes_on) {
+            table->left_out += groups[i].rules;
+        } else {
+            add_sum(&table->bytes, &groups[i].bytes);
+        }
+    }
+    qsort(groups, count, sizeof *groups, compare_sizes);
+}
+
+/* ---- what was counted between two reads */
+
+/* A rule is the same in both reads if it is printed the same. */
+static uint64_t hash_printed(const struct rule *rule) {
+    uint64_t hash = mix_text(mix(0, rule->has_comment), rule->policy);
+    hash = mix_text(mix_text(hash, rule->match), rule->target);
+    return mix_text(mix_text(hash, rule->comment), rule->tags);
+}
+
+static int compare_printed(const struct sighting *a, const struct sighting *b) {
+    struct fact one, other;
+    read_record(a->facts, a->record, &one);
+    read_record(b->facts, b->record, &other);
+    int order = compare_texts(one.rule.policy, other.rule.policy);
+    if (order == 0)
+        order = compare_texts(one.rule.match, other.rule.match);
+    if (order == 0)
+        order = compare_texts(one.rule.target, other.rule.target);
+    if (order == 0)
+        order = compare_texts(one.rule.comment, other.rule.comment);
+    if (order == 0)
+        order = compare_texts(one.rule.tags, other.rule.tags);
+    return order != 0 ? order
+                      : compare_numbers(one.rule.has_comment, other.rule.has_comment);
+}
+
+static int compare_rules(const struct sighting *a, const struct sighting *b) {
+    int order = compare_numbers(a->hash, b->hash);
+    return order != 0 ? order : compare_printed(a, b);
+}
+
+/* Those of a rule stand together: of the first read, then of the second. */
+static int compare_sightings(const void *one, const void *other) {
+    const struct sighting *a = one;
+    const struct sighting *b = other;
+    int order = compare_rules(a, b);
+    if (order == 0)
+        order = compare_numbers(a->group != NULL, b->group != NULL);
+    return order != 0 ? order : compare_numbers(a->record, b->record);
+}
+
+static int compare_changes(const void *one, const void *other) {
+    const struct change *a = one;
+    const struct change *b = other;
+    int order = compare_numbers(a->kind, b->kind);
+    return order != 0 ? order : compare_numbers(a->record, b->record);
+}
+
+/* Appends the rules of a chain in one read. Their rows are in the same order, if there are any.
+ * Returns how many there are then. */
+static size_t add_sightings(struct sighting *sightings, size_t count,
+                            const struct facts *facts, size_t chain,
+                            struct rule_group *groups) {
+    struct walk walk = begin_walk(facts);
+    struct fact fact;
+    for (; !at_end(&walk); pass_record(&walk)) {
+        read_record(facts, walk.offset, &fact);
+        if (fact.rule.chain != chain)
+            continue;
+        sightings[count++] = (struct sighting){hash_printed(&fact.rule), facts,
+                                               walk.offset, groups ? groups++ : NULL};
+    }
+    return count;
+}
+
+static void note_change(struct group_table *table, const struct sighting *sighting,
+                        enum change_kind kind) {
+    table->changes[table->nchanges++] =
+        (struct change){kind, sighting->facts, sighting->record};
+    if (sighting->group)
+        sighting->group->is_left_out = true;
+}
+
+/* Puts what a rule has counted between the reads into its row. */
+static void subtract(struct group_table *table, const struct sighting *first,
+                     const struct sighting *second) {
+    struct fact before, after;
+    read_record(first->facts, first->record, &before);
+    read_record(second->facts, second->record, &after);
+    bool fell =
+        after.rule.packets < before.rule.packets || after.rule.bytes < before.rule.bytes;
+    if (fell) {
+        note_change(table, second, CHANGE_SET_BACK);
+        return;
+    }
+    struct total *total = &second->group->directions[after.rule.direction];
+    total->packets.low -= before.rule.packets;
+    total->bytes.low -= before.rule.bytes;
+}
+
+/* Rules that are printed the same: `first` of them in the first read, and in the second read
+ * those behind them. Only if there are as many can one be told from the other. */
+static void compare_reads(struct group_table *table, const struct sighting *sightings,
+                          size_t first, size_t count) {
+    size_t second = count - first;
+    if (first == second) {
+        for (size_t i = 0; i < first; i++)
+            subtract(table, &sightings[i], &sightings[first + i]);
+    } else if (first == 0 || second == 0) {
+        for (size_t i = 0; i < count; i++)
+            note_change(table, &sightings[i], first == 0 ? CHANGE_CAME : CHANGE_WENT);
+    } else {
+        for (size_t i = first; i < count; i++)
+            note_change(table, &sightings[i], CHANGE_UNCLEAR);
+    }
+}
+
+static void find_rates(const struct page *page, struct group_table *table,
+                       const struct family *before) {
+    struct sighting *sightings = page->sightings;
+    size_t count = add_sightings(sightings, 0, &before->facts, table->chain, NULL);
+    count = add_sightings(sightings, count, &table->family->facts, table->chain,
+                          table->groups);
+    qsort(sightings, count, sizeof *sightings, compare_sightings);
+    for (size_t start = 0; start < count;) {
+        size_t end = start;
+        size_t first = 0;
+        while (end < count && compare_rules(&sightings[start], &sightings[end]) == 0) {
+            if (!sightings[end].group)
+                first++;
+            end++;
+        }
+        compare_reads(table, &sightings[start], first, end - start);
+        start = end;
+    }
+    qsort(table->changes, table->nchanges, sizeof *table->changes, compare_changes);
+    table->over = table->family->ended - before->ended;
+}
+
+/* ---- all tables */
+
+static size_t count_facts(const struct report *report) {
+    size_t count = 0;
+    for (size_t f = 0; report && f < FAMILIES; f++) {
+        for (enum pair pair = 0; pair < PAIRS; pair++)
+            count += report->families[f].facts.counts[pair];
+    }
+    return count;
+}
+
+/* How many bytes the values of all rules have. */
+static uint64_t measure_values(const struct page *page) {
+    struct sink sink = counting_sink();
+    for (size_t f = 0; f < FAMILIES; f++) {
+        const struct family *family = &page->report->families[f];
+        struct walk walk = begin_walk(&family->facts);
+        struct fact fact;
+        while (family->success && next_fact(&walk, &fact))
+            group_of(&sink, page, family, &fact);
+    }
+    return written_to(&sink);
+}
+
+/* NULL: there is no memory, or no room for so much. */
+static void *map_array(uint64_t count, size_t size) {
+    if (count > FACTS_MAX / size)
+        return NULL;
+    return map_pages(NULL, 0, (count + 1) * size);
+}
+
+static void fill_table(struct page *page, struct sink *values, size_t f, size_t chain) {
+    const struct family *family = &page->report->families[f];
+    struct group_table *table = &page->tables[page->ntables++];
+    *table = (struct group_table){
+        .family = family,
+        .chain = chain,
+        .groups = page->groups,
+        .changes = page->changes,
+    };
+    add_groups(values, page, table);
+    page->groups += table->count;
+    if (page->before) {
+        find_rates(page, table, &page->before->families[f]);
+        page->changes += table->nchanges;
+    }
+    merge_groups(table);
+}
+
+/* Adds up what the page is to show, if it is to show that. False: there is no memory. */
+static bool fill_page(struct page *page) {
+    if (!page->grouping.label && !page->before)
+        return true;
+    size_t count = count_facts(page->report);
+    size_t both = count + count_facts(page->before);
+    uint64_t size = measure_values(page) + 1;
+    char *memory = map_array(size, 1);
+    page->groups = map_array(count, sizeof *page->groups);
+    page->changes = map_array(both, sizeof *page->changes);
+    page->sightings = map_array(both, sizeof *page->sightings);
+    page->no_memory = !memory || !page->groups || !page->changes || !page->sightings;
+    if (page->no_memory)
+        return false;
+    struct sink values = begin_text(memory, size);
+    for (size_t f = 0; f < FAMILIES; f++) {
+        for (size_t chain = 0; chain < page->report->config->nchains; chain++) {
+            if (page->report->families[f].success)
+                fill_table(page, &values, f, chain);
+        }
+    }
+    return true;
+}
+
+/* ---- writing it */
+
+static void put_group_cell(struct sink *sink, const struct page *page,
+                           const struct rule_group *group, const struct row *row) {
+    if (group->kind == GROUP_ALONE) {
+        put_rule_cell(sink, row);
+        return;
+    }
+    if (group->kind == GROUP_WITHOUT) {
+        put_string(sink, "<em>no ");
+        put_html(sink, page->grouping.name);
+        put_string(sink, "</em>");
+    }
+    put_html(sink, group->value);
+    if (group->unreachable > 0)
+        put_format(sink, "<small>unreachable: %lu of %lu rules</small>",
+                   group->unreachable, group->rules);
+    if (group->goes_on)
+        put_string(sink, "<small>goes on</small>");
+}
+
+static void put_side(struct sink *sink, const struct side *side,
+                     const struct rule_group *group, usec over) {
+    const struct total *total = &group->directions[side->direction];
+    struct row row = {.packets = total->packets, .bytes = total->bytes, .over = over};
+    put_format(sink, "<td class=%s>", side->name);
+    if (group->sides[side->direction] > 0) {
+        side->put(sink, &row);
+    } else {
+        put_string(sink, NONE_SIGN);
+    }
+}
+
+static void put_group(struct sink *sink, const struct page *page,
+                      const struct group_table *table, const struct rule_group *group) {
+    struct fact fact;
+    struct row row = {.fact = &fact,
+                      .goes_on = group->goes_on,
+                      .bytes = group->bytes,
+                      .all = size_of(&table->bytes)};
+    read_record(&table->family->facts, group->record, &fact);
+    put_string(sink, "\n<tr><th scope=row>");
+    put_group_cell(sink, page, group, &row);
+    for (size_t i = 0; i < COUNT(sides); i++)
+        put_side(sink, &sides[i], group, table->over);
+    put_cell(sink, share_column, &row);
+}
+
+static void put_group_head(struct sink *sink, const struct page *page,
+                           const struct group_table *table) {
+    put_caption(sink, page->report, table->family, table->chain);
+    put_format(sink, "<th scope=col class=%s>", columns[0].name);
+    if (page->grouping.label) {
+        put_html(sink, page->grouping.name);
+    } else {
+        put_string(sink, columns[0].heading);
+    }
+    for (size_t i = 0; i < COUNT(sides); i++)
+        put_format(sink, "<th scope=col class=%s>%s", sides[i].name, sides[i].heading);
+    put_format(sink, "<th scope=col class=%s>%s</thead>\n<tbody>", share_column->name,
+               share_column->heading);
+}
+
+static void put_change(struct sink *sink, const struct change *change) {
+    struct fact fact;
+    struct row row = {.fact = &fact};
+    read_record(change->facts, change->record, &fact);
+    put_format(sink, "\n<li>%s ", change_words[change->kind]);
+    put_rule_cell(sink, &row);
+}
+
+static void put_group_table(struct sink *sink, const struct page *page,
+                            const struct group_table *table) {
+    if (table->count > 0) {
+        put_group_head(sink, page, table);
+        for (size_t i = 0; i < table->count; i++)
+            put_group(sink, page, table, &table->groups[i]);
+        put_string(sink, "\n</table>\n");
+    }
+    if (table->left_out > 0)
+        put_format(sink,
+                   "<p>After %lu of these rules a packet goes on, and may be counted "
+                   "again: they are in rows of their own, which have no share.\n",
+                   table->left_out);
+    if (table->nchanges == 0)
+        return;
+    put_format(sink, "<p>%s, chain ", table->family->kind->name);
+    put_html(sink, page->report->config->labels[table->chain]);
+    put_string(sink, ", without a rate and in no row:\n<ul>");
+    for (size_t i = 0; i < table->nchanges; i++)
+        put_change(sink, &table->changes[i]);
+    put_string(sink, "\n</ul>\n");
+}
+
+/* Why the page is not quite what was asked for. */
+static void put_complaints(struct sink *sink, const struct page *page) {
+    if (page->unknown_label) {
+        put_string(sink, "<p role=alert>There is no label \u201c");
+        put_html(sink, page->wish.label);
+        put_string(sink, "\u201d to add up by.\n");
+    }
+    if (page->bad_seconds) {
+        put_format(sink, "<p role=alert>seconds= is a number from 1 to %d, not \u201c",
+                   SECONDS_MAX);
+        put_html(sink, page->wish.seconds);
+        put_string(sink, "\u201d: this is what was read once.\n");
+    }
+    if (page->no_time)
+        put_string(sink, "<p role=alert>So many seconds do not fit into the time for an "
+                         "answer (-timeout): this is what was read once.\n");
+    if (page->no_memory)
+        put_string(sink, "<p role=alert>There is no memory to add up so many rules.\n");
+}
+
+static void put_link(struct sink *sink, struct text name, const char *more) {
+    put_string(sink, ", <a href=\"?by=");
+    put_html(sink, name);
+    put_string(sink, more);
+    put_string(sink, "\">");
+    put_html(sink, name);
+    put_string(sink, "</a>");
+}
+
+/* Behind the link to each rule those to each label that tells the rules of a table apart. */
+static void put_links(struct sink *sink, const struct page *page, const char *more) {
+    for (size_t i = 0; i < COUNT(labels); i++) {
+        const struct label *label = &labels[i];
+        bool is_fit = can_group(page->report, label) && !is_of_chain(label);
+        if (is_fit && !puts_names(label))
+            put_link(sink, (struct text){label->name, strlen(label->name)}, more);
+    }
+    for (size_t i = 0; i < page->nnames; i++)
+        put_link(sink, page->names[i], more);
+    put_string(sink, ".\n");
+}
+
+static void put_all_links(struct sink *sink, const struct page *page) {
+    put_string(sink, "<p>Counted so far: <a href=\"?\">each rule</a>");
+    put_links(sink, page, "");
+    put_string(sink, "<p>Now, over 2 seconds: <a href=\"?seconds=2\">each rule</a>");
+    put_links(sink, page, "&amp;seconds=2");
+}
+
+/* The sentences over the tables. */
+static void put_words(struct sink *sink, const struct page *page) {
+    for (size_t f = 0; f < FAMILIES; f++) {
+        const struct family *family = &page->report->families[f];
         if (family->success) {
-            put_success_words(sink, report, family);
+            put_success_words(sink, page->report, family);
         } else if (family->enabled) {
             put_failure_words(sink, family);
         }
+        if (family->success && page->before) {
+            usec over = family->ended - page->before->families[f].ended;
+            put_format(sink, "<p>%s: the two reads were %lld.%03lld s apart.\n",
+                       family->kind->name, over / SECOND, over / MS % 1000);
+        }
     }
-    for (size_t f = 0; f < FAMILIES; f++) {
-        if (report->families[f].success)
-            put_chain_tables(sink, report, &report->families[f]);
+    put_complaints(sink, page);
+    if (count_facts(page->report) > 0)
+        put_all_links(sink, page);
+}
+
+static void put_page(struct sink *sink, const struct page *page) {
+    const char *units = page->grouping.label ? group_units : total_units;
+    put_page_head(sink, page->before ? rate_units : units);
+    put_words(sink, page);
+    for (size_t i = 0; i < page->ntables; i++)
+        put_group_table(sink, page, &page->tables[i]);
+    bool is_added_up = page->grouping.label || page->before;
+    for (size_t f = 0; !is_added_up && f < FAMILIES; f++) {
+        if (page->report->families[f].success)
+            put_chain_tables(sink, page->report, &page->report->families[f]);
     }
 }
 
@@ -4193,8 +4951,8 @@ static void put_openmetrics(struct sink *sink, const void *report) {
     put_exposition(sink, report, FORMAT_OPENMETRICS);
 }
 
-static void put_status_page(struct sink *sink, const void *report) {
-    put_page(sink, report);
+static void put_status_page(struct sink *sink, const void *page) {
+    put_page(sink, page);
 }
 
 static void put_seconds(struct sink *sink, usec time) {
@@ -4247,20 +5005,24 @@ static usec scrape_deadline(const struct exchange *exchange) {
     return earlier(exchange->deadline, exchange->started + (usec)ms * MS);
 }
 
+/* Lets the exchange end at the deadline of a scrape. Returns that of the reading. */
+static usec begin_scrape(struct exchange *exchange, struct report *report) {
+    exchange->deadline = scrape_deadline(exchange);
+    usec whole_time = exchange->deadline - exchange->started;
+    report->whole_time = whole_time;
+    report->request_time = now() - exchange->started;
+    return exchange->deadline - whole_time / SENDING_DIVISOR;
+}
+
 /* Reads the families and answers with a view of them: `body`, or `failed` if none could
  * be read. The exit status is 1 then. */
 static int answer_scrape(const struct exchange *exchange, struct body body,
                          struct body failed) {
     static struct report report; /* the process ends with it */
     struct exchange shorter = *exchange;
-    shorter.deadline = scrape_deadline(exchange);
-    usec for_sending = (shorter.deadline - shorter.started) / SENDING_DIVISOR;
-    report.whole_time = shorter.deadline - shorter.started;
-    report.request_time = now() - shorter.started;
-    int status = scrape(exchange->config, exchange->collectors, &report,
-                        shorter.deadline - for_sending);
+    usec deadline = begin_scrape(&shorter, &report);
+    int status = scrape(exchange->config, exchange->collectors, &report, deadline);
     bool success = status == 200;
-    report.read_at = time(NULL);
     body.of = failed.of = &report;
     int result = answer(&shorter, status, success ? body : failed);
     return success ? result : 1;
@@ -4279,10 +5041,100 @@ static int answer_metrics(const struct exchange *exchange) {
     return answer_scrape(exchange, prefers_openmetrics ? openmetrics : text, reasons);
 }
 
+enum {
+    NOBODY_WAITS = -1
+};
+
+/* What the query of a page asks for, decoded into memory that stays. */
+static struct wish read_wish(struct text query) {
+    static char label[REQUEST_LINE_MAX];
+    static char seconds[REQUEST_LINE_MAX];
+    struct wish wish = {.has_label = false};
+    wish.has_label = find_parameter(query, "by", label, &wish.label);
+    wish.has_seconds = find_parameter(query, "seconds", seconds, &wish.seconds);
+    return wish;
+}
+
+/* For how many seconds the page waits between two reads, 0 for one read. It notes why it is none
+ * though there should be two. */
+static int choose_seconds(struct page *page, usec deadline) {
+    const struct wish *wish = &page->wish;
+    if (!wish->has_seconds)
+        return 0;
+    int seconds = parse_seconds(wish->seconds);
+    page->bad_seconds = seconds < 1 || seconds > SECONDS_MAX;
+    if (page->bad_seconds)
+        return 0;
+    usec left = deadline - now() - seconds * (usec)SECOND;
+    page->no_time = left < READS_TIME_MIN;
+    return page->no_time ? 0 : seconds;
+}
+
+/* Waits until then, without CPU time. False: the client is gone. (One that closes a TCP
+ * connection looks like one that only has nothing more to ask: that is not seen here.) */
+static bool wait_with_client(usec then) {
+    struct pollfd client = {.fd = STDOUT_FILENO, .events = 0};
+    int ready;
+    do {
+        ready = poll(&client, 1, ms_until(then));
+    } while (ready < 0 && errno == EINTR);
+    return ready <= 0;
+}
+
+/* Reads a second time, so long after the first. A family that has failed stays so. The status,
+ * or NOBODY_WAITS. */
+static int read_again(const struct exchange *exchange, struct page *page, int seconds,
+                      usec deadline) {
+    static struct report report;
+    const struct report *before = page->report;
+    if (!wait_with_client(now() + seconds * (usec)SECOND))
+        return NOBODY_WAITS;
+    begin_report(&report, exchange->config, exchange->collectors);
+    for (size_t i = 0; i < FAMILIES; i++) {
+        if (has_failed(&before->families[i]))
+            report.families[i] = before->families[i];
+    }
+    page->before = before;
+    page->report = &report;
+    return read_families(&report, deadline);
+}
+
+/* Reads what the page is to show, once or twice. The status, or NOBODY_WAITS. */
+static int read_page(const struct exchange *exchange, struct page *page,
+                     struct report *report, usec deadline) {
+    int seconds = choose_seconds(page, deadline);
+    usec half = (deadline - now() - seconds * (usec)SECOND) / 2;
+    usec first_deadline = seconds > 0 ? now() + half : deadline;
+    begin_report(report, exchange->config, exchange->collectors);
+    page->report = report;
+    int status = read_families(report, first_deadline);
+    if (status != 200)
+        return status;
+    choose_label(page);
+    if (seconds == 0 || page->unknown_label)
+        return status;
+    return read_again(exchange, page, seconds, deadline);
+}
+
 /* The page says itself what could not be read. */
 static int answer_page(const struct exchange *exchange) {
-    static const struct body page = {"text/html", put_status_page, NULL, page_policy};
-    return answer_scrape(exchange, page, page);
+    static struct report report;
+    static struct page page; /* the process ends with them */
+    struct exchange shorter = *exchange;
+    usec deadline = begin_scrape(&shorter, &report);
+    page.wish = read_wish(exchange->request.query);
+    int status = read_page(exchange, &page, &report, deadline);
+    dismiss_collectors(exchange->collectors);
+    if (status == NOBODY_WAITS)
+        return 0;
+    log_failures(page.report);
+    if (status == 200 && !fill_page(&page)) {
+        log_line("there is no memory to add up the rules");
+        status = 503;
+    }
+    struct body body = {"text/html", put_status_page, &page, page_policy};
+    int result = answer(&shorter, status, body);
+    return status == 200 ? result : 1;
 }
 
 /* ---- one exchange */

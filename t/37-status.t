@@ -462,7 +462,7 @@ sub show_page {
 }
 
 my $ROWS = q{JSON.stringify([...document.querySelectorAll('table tr')].map(r => [...r.cells].map(c => c.textContent.trim())))};
-my $ALIEN = q{document.querySelectorAll('script,img,iframe,link,object,embed,svg:not(td.share > svg),a,form,[src],[href],[style]').length +
+my $ALIEN = q{document.querySelectorAll('script,img,iframe,link,object,embed,svg:not(td.share > svg),a:not([href^="?"]),form,[src],:not(a)[href],[style]').length +
     [...document.querySelectorAll('*')].filter(e => [...e.attributes].some(a => a.name.startsWith('on'))).length};
 my $OVERFLOW = q{[document.documentElement.scrollWidth - document.documentElement.clientWidth,
     ...[...document.querySelectorAll('th,td,p')].filter(e => e.closest('thead') == null && e.scrollWidth > e.clientWidth + 1).map(e => e.textContent)].join('|')};

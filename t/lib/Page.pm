@@ -78,10 +78,11 @@ sub read_html {
                 my ($attribute, $value) = ($1, $2 // $3 // '');
                 die "the attribute $attribute of <$name>\n" unless grep { $_ eq $attribute } split / /, $e->{attributes} || '';
                 die "the attribute $attribute twice\n" if exists $attributes{$attribute};
-                die "an ampersand in $attribute\n"     if $value =~ /[&<]/;
+                die "an ampersand in $attribute\n"     if $value =~ /&(?!amp;)|</;
+                $value =~ s/&amp;/&/g;
                 die "the id $value twice\n"            if $attribute eq 'id' && $ids{$value}++;
                 die "the width $value\n"               if $attribute eq 'width' && ($value !~ /\A(\d+\.\d)%\z/ || $1 > 100);
-                die "the link $value\n"                if $attribute eq 'href' && $value !~ m{\A[/#]?[a-z#-]*\z};
+                die "the link $value\n"                if $attribute eq 'href' && $value !~ m{\A(?:[/#]?[a-z#-]*|\?(?:by=\w+)?|\?(?:by=\w+&)?seconds=\d)\z};
                 $attributes{$attribute} = $value;
             }
             $text =~ /\G>/gc or die "in the tag <$name: " . $here->() . "\n";
