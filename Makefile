@@ -124,6 +124,7 @@ install: nfprom
 	$(INSTALL) -d "$(DESTDIR)$(SBINDIR)" "$(DESTDIR)$(DOCDIR)"
 	$(call put,755,nfprom,$(DESTDIR)$(SBINDIR)/nfprom)
 	$(call put,644,README.md,$(DESTDIR)$(DOCDIR)/README.md)
+	$(call put,644,systemd/nfprom.rules.yml,$(DESTDIR)$(DOCDIR)/nfprom.rules.yml)
 	$(call put_named,644,xinetd/nfprom,$(DESTDIR)$(DOCDIR)/xinetd)
 	$(call put,644,systemd/lan-hosts,$(DESTDIR)$(DOCDIR)/lan-hosts)
 ifneq ($(UNITDIR),)
@@ -156,8 +157,8 @@ install-xinetd: install
 # What `make install` brings, file by file: the directories may be others' too.
 uninstall:
 	rm -f "$(DESTDIR)$(SBINDIR)/nfprom" "$(DESTDIR)$(SYSCONFDIR)/default/nfprom" "$(DESTDIR)$(XINETDDIR)/nfprom" \
-		"$(DESTDIR)$(DOCDIR)/README.md" "$(DESTDIR)$(DOCDIR)/xinetd" "$(DESTDIR)$(DOCDIR)/legacy.conf" \
-		"$(DESTDIR)$(DOCDIR)/sandbox.conf" "$(DESTDIR)$(DOCDIR)/remote.conf" \
+		"$(DESTDIR)$(DOCDIR)/README.md" "$(DESTDIR)$(DOCDIR)/nfprom.rules.yml" "$(DESTDIR)$(DOCDIR)/xinetd" \
+		"$(DESTDIR)$(DOCDIR)/legacy.conf" "$(DESTDIR)$(DOCDIR)/sandbox.conf" "$(DESTDIR)$(DOCDIR)/remote.conf" \
 		"$(DESTDIR)$(DOCDIR)/lan-hosts" "$(DESTDIR)$(DOCDIR)/lan-hosts.service" "$(DESTDIR)$(DOCDIR)/lan-hosts.timer"
 	rmdir "$(DESTDIR)$(DOCDIR)" 2> /dev/null || true
 ifneq ($(UNITDIR),)

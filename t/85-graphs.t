@@ -1,8 +1,8 @@
 #!/usr/bin/perl
 
 # What README.md says from the chain to the graphs, done: its shell blocks make the chain in a namespace, nfprom shows what the
-# README says, a real Prometheus runs with the README's configuration while another namespace sends traffic, each query is
-# compared with its single series and with the kernel, and each alert is seen to fire and not to fire.
+# README says, a real Prometheus runs with the README's configuration and systemd/nfprom.rules.yml while another namespace sends
+# traffic, each query is compared with its single series and with the kernel, and each alert is seen to fire and not to fire.
 #
 # NFPROM_README is another README.md than that of the tree.
 
@@ -49,7 +49,6 @@ sub blocks {
 }
 
 my @configs    = grep { /^scrape_configs:/m } blocks('yaml');
-my @rules      = grep { /^groups:/m } blocks('yaml');
 my ($config)   = grep { /^ *- job_name: nfprom$/m } @configs;
 my ($examples) = grep { /^nfprom_packets_total/m } blocks('', 'A first scrape');
 my ($listing)  = grep { /^# iptables -nvL/m } blocks('', 'A first scrape');
@@ -57,8 +56,8 @@ my @commands   = grep { /^ *iptables /m } blocks('sh', 'The chain');
 my @queries;    # [question, query]
 for my $block (blocks('promql')) { push @queries, [$1, $2] while $block =~ /^# (.*)\n([^#\n].*)$/mg }
 
-ok($config && @rules == 1, 'README has a scrape config and rules') or no_more();
-is(@configs + @rules, scalar(blocks('yaml')), 'each of its yaml blocks is one of them');
+ok($config, 'README has a scrape config') or no_more();
+is(scalar(@configs), scalar(blocks('yaml')), 'each of its yaml blocks is one');
 is(2 * @queries, scalar(grep { /\S/ } map { split /\n/ } blocks('promql')), 'its promql blocks are questions, each with one line for answer');
 ok($examples && $listing, 'it shows a first scrape');
 is(scalar(@commands), 2, 'it makes a chain, and sends the packets through it');
@@ -68,7 +67,8 @@ is(scalar(@commands), 2, 'it makes a chain, and sends the packets through it');
 mkdir "$DIR/prometheus";
 my ($rules_name) = $config =~ /^rule_files: *\[?"?(?:\n *- *)?([\w.-]+)/m;
 ok($rules_name, 'the configuration names the file of the rules') or no_more();
-my $rules_file = spew("$DIR/prometheus/$rules_name", $rules[0]);
+is($rules_name, 'nfprom.rules.yml', 'as it is called here') or no_more();
+my $rules_file = spew("$DIR/prometheus/$rules_name", slurp("$SOURCE/systemd/$rules_name"));
 for my $i (0 .. $#configs) {
     next if $configs[$i] =~ /\.pem/;    # its certificates are made in t/86-tls.t, and it with them
     my ($status, @said) = run('', qw(promtool check config), spew("$DIR/prometheus/config.$i.yml", $configs[$i]));
@@ -497,6 +497,10 @@ my %CASES = (
         ['there are three', [samples('nfprom_nonterminal_rules', '3+0x60', %ip)], '4+HOLD', [{ %a, %ip }, 3]],
         ['there is none', [samples('nfprom_nonterminal_rules', '0+0x60', %ip)], 60],
     ],
+    NfpromLabelErrors => [
+        ['there are four', [samples('nfprom_label_errors', '4+0x60', %ip)], '4+HOLD', [{ %a, %ip }, 4]],
+        ['there is none', [samples('nfprom_label_errors', '0+0x60', %ip)], 60],
+    ],
 );
 
 # The annotations as Prometheus fills them in.
@@ -507,7 +511,8 @@ sub filled_in {
     return $text;
 }
 
-is_deeply([sort keys %alert], [sort keys %CASES], 'the alerts of README are the ones that are tested');
+is_deeply([sort keys %alert], [sort keys %CASES], 'the alerts of the file are the ones that are tested');
+is_deeply([grep { slurp($README) !~ /`$_`/ } sort keys %alert], [], 'README names them all');
 for my $name (grep { $alert{$_} } sort keys %CASES) {
     my ($rule, @tests) = ($alert{$name});
     my $hold = $rule->{duration} / 60;
