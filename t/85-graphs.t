@@ -3,6 +3,7 @@
 # What README.md says from the chain to the graphs, done: its shell blocks make the chain in a namespace, nfprom shows what the
 # README says, a real Prometheus runs with the README's configuration and systemd/nfprom.rules.yml while another namespace sends
 # traffic, each query is compared with its single series and with the kernel, and each alert is seen to fire and not to fire.
+# (What the rules add up is for t/87-volume.t.)
 #
 # NFPROM_README is another README.md than that of the tree.
 
@@ -54,11 +55,11 @@ my ($examples) = grep { /^nfprom_packets_total/m } blocks('', 'A first scrape');
 my ($listing)  = grep { /^# iptables -nvL/m } blocks('', 'A first scrape');
 my @commands   = grep { /^ *iptables /m } blocks('sh', 'The chain');
 my @queries;    # [question, query]
-for my $block (blocks('promql')) { push @queries, [$1, $2] while $block =~ /^# (.*)\n([^#\n].*)$/mg }
+for my $block (blocks('promql', 'From nothing to graphs')) { push @queries, [$1, $2] while $block =~ /^# (.*)\n([^#\n].*)$/mg }
 
 ok($config, 'README has a scrape config') or no_more();
 is(scalar(@configs), scalar(blocks('yaml')), 'each of its yaml blocks is one');
-is(2 * @queries, scalar(grep { /\S/ } map { split /\n/ } blocks('promql')), 'its promql blocks are questions, each with one line for answer');
+is(2 * @queries, scalar(grep { /\S/ } map { split /\n/ } blocks('promql', 'From nothing to graphs')), 'its promql blocks are questions, each with one line for answer');
 ok($examples && $listing, 'it shows a first scrape');
 is(scalar(@commands), 2, 'it makes a chain, and sends the packets through it');
 
@@ -68,7 +69,9 @@ mkdir "$DIR/prometheus";
 my ($rules_name) = $config =~ /^rule_files: *\[?"?(?:\n *- *)?([\w.-]+)/m;
 ok($rules_name, 'the configuration names the file of the rules') or no_more();
 is($rules_name, 'nfprom.rules.yml', 'as it is called here') or no_more();
-my $rules_file = spew("$DIR/prometheus/$rules_name", slurp("$SOURCE/systemd/$rules_name"));
+my $rules = slurp("$SOURCE/systemd/$rules_name");
+is($rules =~ s/^( +interval: )1m\b/${1}1s/mg, 1, 'it names one interval, which is a second here');
+my $rules_file = spew("$DIR/prometheus/$rules_name", $rules);
 for my $i (0 .. $#configs) {
     next if $configs[$i] =~ /\.pem/;    # its certificates are made in t/86-tls.t, and it with them
     my ($status, @said) = run('', qw(promtool check config), spew("$DIR/prometheus/config.$i.yml", $configs[$i]));
@@ -501,6 +504,18 @@ my %CASES = (
         ['there are four', [samples('nfprom_label_errors', '4+0x60', %ip)], '4+HOLD', [{ %a, %ip }, 4]],
         ['there is none', [samples('nfprom_label_errors', '0+0x60', %ip)], 60],
     ],
+    # 1 TB; the sum begins with the second sample
+    NfpromQuotaNear => [
+        ['80 % are gone', [bytes('7000+10000000000x200')], 160, [{%a}, 0.8]],
+        ['not quite', [bytes('7000+9999999999x200')], 160],
+        ['all is gone', [bytes('7000+10000000000x200')], 200],
+    ],
+    NfpromQuotaReached => [
+        ['all is gone', [bytes('7000+10000000000x200')], 200, [{%a}, 1]],
+        ['and more', [bytes('7000+10000000000x200')], 220, [{%a}, 1.1]],
+        ['not quite', [bytes('7000+9999999999x200')], 200],
+        ['a new counter has a long history', [bytes('9000000000000+0x200')], 200],
+    ],
 );
 
 # The annotations as Prometheus fills them in.
@@ -508,6 +523,7 @@ sub filled_in {
     my ($text, $labels, $value) = @_;
     $text =~ s/\{\{ *\$labels\.(\w+) *\}\}/defined $labels->{$1} ? $labels->{$1} : "(no label $1)"/ge;
     $text =~ s/\{\{ *\$value *\}\}/$value/g;
+    $text =~ s/\{\{ *\$value \| humanizePercentage *\}\}/sprintf '%.4g%%', 100 * $value/ge;
     return $text;
 }
 
