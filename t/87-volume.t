@@ -116,7 +116,7 @@ sub simulate {
             $counter{$c} //= 90_000_000_000_000;                # what it has counted before anybody looked
             $counter{$c} = 0 if $reset{$instance};
             $counter{$c} += sum0(map { $reset{$instance} ? $later[$_] : $flow[$_] } @flows);
-            if ($o{missing}{$instance} && $o{missing}{$instance}->($i)) { push @{ $values[$c] }, '_'; next }
+            if ($o{missing}{$instance} && $o{missing}{$instance}->($i)) { push @{ $values[$c] }, 'stale'; next }
             push @{ $values[$c] }, $counter{$c};
             my $new = !defined $seen{$c} ? 0 : $counter{$c} >= $seen{$c} ? $counter{$c} - $seen{$c} : $counter{$c};
             $seen{$c} = $counter{$c};
