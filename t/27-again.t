@@ -139,7 +139,7 @@ SKIP: {
     skip('the address sanitizer needs terabytes', 2) if is_sanitized();
     for ([20, 200], [120, 503], [120, 200, '-d unlimited']) {
         my ($megabytes, $status, $limit) = @$_;
-        fake(out => $RULE, run => qq(perl -e 'push \@a, "x" x 1000000 for 1 .. $megabytes'\ncat "\$OUT"));
+        fake(out => $RULE, run => qq(perl -e 'push \@a, \$_ . "x" x 1000000 for 1 .. $megabytes'\ncat "\$OUT"));
         my $r = serve(get('/metrics'), wrap => [shell_limit($limit || '-d 200000')]);
         answers($r, $status, "an iptables-save that takes $megabytes MB, " . ($limit || 'of 200 that it may'), $status == 503 ?
             (body => qr/^ipv4: `.*it took \d{6} KiB of memory and may have lost rules.*a limit of 200000 KiB for data/m) : ());
