@@ -215,11 +215,6 @@ sub query {
     return @{ $answer->{data}{result} || [] };
 }
 
-sub ended {
-    my ($pid) = @_;
-    return slurp("/proc/$pid/stat") =~ /\) Z /;
-}
-
 # Whether there were so many good scrapes since then.
 sub scraped {
     my ($times, $since) = @_;

@@ -26,7 +26,7 @@ if ($ARGV[0] eq 'send') {
         or die "udp: $@";
     for (1 .. $count) { send $s, 'x' x 72, 0 or redo }    # an ICMP error of the one before is no matter
 } else {
-    my $s = IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $ARGV[0], Timeout => 30) or die "connect: $@";
+    my $s = IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $ARGV[0]) or die "connect: $@";
     syswrite $s, "GET /metrics HTTP/1.0\r\n\r\n";
     print while defined($_ = readline $s);
 }
@@ -34,20 +34,15 @@ CLIENT
 
 my $guest = <<'GUEST';
 #!/bin/bash
-cd /srv/nfprom || exit 1
-out() { cat > "out/$1" 2>&1; }
+. /srv/nfprom/functions
 recipe() { bash -eu "recipe-$1" 2>&1 | out "recipe-$1"; }
-scrape() { timeout 60 perl client "${1:-9914}" 2>&1; }
-# All that the journal has got of nfprom since it was asked last.
-journal() { sleep 0.3; journalctl --sync; journalctl -q --no-pager -o short --cursor-file=cursor | grep nfprom | cut -d ' ' -f 5-; }
+scrape() { perl client "${1:-9914}" 2>&1; }
 # Those that run or have failed; one that a timer starts stays loaded.
 units() { systemctl list-units --state=active,activating,reloading,deactivating,failed --no-legend 'nfprom*@*.service'; }
-settled() { for i in $(seq 200); do units | grep -q . || return; sleep 0.1; done; }
-waiting() { for i in $(seq 200); do pid=$(pgrep -o "$@") && sleep 0.2 && return; sleep 0.1; done; }
-fake() { printf '#!/bin/sh\n%s\n' "$2" > "/usr/local/sbin/$1"; chmod 755 "/usr/local/sbin/$1"; }
-unfake() { rm -f /usr/local/sbin/ip*-save; }
 directory=/var/lib/prometheus/node-exporter
 there() { (cd $directory && ls); }
+textfile() { systemctl start "$@" nfprom@textfile.service; }
+node_answers() { scrape 9100 | grep -q '^HTTP.* 200'; }
 
 # The host and the namespace blue, joined.
 ip link set lo up
@@ -114,37 +109,37 @@ scrape | out mangle
 echo NFPROM_FLAGS= > /etc/default/nfprom
 
 # ---- the file from a timer
-for i in $(seq 600); do [ -e $directory/nfprom.prom ] && break; sleep 0.1; done
+patiently [ -e $directory/nfprom.prom ]
 settled; journal | out textfile-journal-timer
 systemctl stop nfprom@textfile.timer; settled; journal > /dev/null
 there | out textfile-there
-systemctl start nfprom@textfile.service
+textfile
 stat -c '%U %a' $directory/nfprom.prom | out textfile-mode
 cp $directory/nfprom.prom out/textfile
 systemd-analyze verify nfprom@textfile.timer nfprom@textfile.service 2>&1 | out textfile-verify
 systemd-analyze security --no-pager nfprom@textfile.service | tail -n 1 | out textfile-security
 echo 'ARGS="--collector.disable-defaults --collector.textfile --web.disable-exporter-metrics --web.listen-address=127.0.0.1:9100"' > /etc/default/prometheus-node-exporter
 systemctl start prometheus-node-exporter.service
-for i in $(seq 200); do scrape 9100 | grep -q '^HTTP.* 200' && break; sleep 0.1; done
+patiently node_answers
 scrape 9100 | out node
 # Each scrape finds a whole file, whenever it comes.
-(for i in $(seq 8); do systemctl reset-failed; systemctl start nfprom@textfile.service; done; touch finished) &
+(for i in $(seq 8); do textfile; done; touch finished) &
 until [ -e finished ]; do scrape 9100; done | out node-meanwhile
-wait; systemctl reset-failed
+wait
 settled; journal | out textfile-journal
 fake iptables-save 'echo "a reason from the fake" >&2; exit 3'
-systemctl start nfprom@textfile.service; there | out textfile-failed
+textfile; there | out textfile-failed
 scrape 9100 | out node-failed
 settled; journal | out textfile-failed-journal
 units | out textfile-units
 unfake
 # What an interrupted run has left is not mixed into the next.
 seq 99999 > $directory/nfprom.tmp
-systemctl start nfprom@textfile.service; cp $directory/nfprom.prom out/textfile-again; there | out textfile-again-there
+textfile; cp $directory/nfprom.prom out/textfile-again; there | out textfile-again-there
 scrape 9100 | out node-again
-echo 'NFPROM_FLAGS=-timeout 1m' > /etc/default/nfprom
+echo 'NFPROM_FLAGS=-timeout 30m' > /etc/default/nfprom
 fake iptables-save "touch $directory/mine /var/lib/mine /etc/mine /srv/mine; exec sleep 987"
-systemctl start --no-block nfprom@textfile.service; waiting -x nfprom; waiting -f 'sleep 987'
+textfile --no-block; waiting -x nfprom; waiting -f 'sleep 987'
 pid=$(pgrep -o -x nfprom); grep -E '^(Uid|Gid|Groups|Cap...|NoNewPrivs)' /proc/$pid/status | out textfile-process
 ls $directory/mine /var/lib/mine /etc/mine /srv/mine 2> /dev/null | out textfile-written
 systemctl stop nfprom@textfile.service; there | out textfile-stopped
@@ -161,7 +156,7 @@ COMMIT
 RULES
 settled; journal > /dev/null
 recipe netns
-systemctl start nfprom@textfile.service; cp $directory/nfprom.prom out/netns-textfile
+textfile; cp $directory/nfprom.prom out/netns-textfile
 perl client send 203.0.113.140 0 203.0.113.1 9 5
 scrape | out netns
 settled; journal | out netns-journal
@@ -190,8 +185,8 @@ scrape 9915 | out netns-port; scrape | out netns-port-other
 printf '*filter\n:prometheus - [0:0]\n[92:653] -A prometheus -p tcp -m tcp --dport 22\nCOMMIT\n' | iptables-legacy-restore -c
 install -D -m 644 source/systemd/legacy.conf /etc/systemd/system/nfprom@.service.d/legacy.conf; systemctl daemon-reload
 echo 'NFPROM_FLAGS=-variant legacy' > /etc/default/nfprom
-rm -f $directory/*; systemctl start nfprom@textfile.service; cp $directory/nfprom.prom out/legacy-textfile
-fake iptables-legacy-save 'exit 3'; systemctl start nfprom@textfile.service; there | out legacy-textfile-failed; unfake
+rm -f $directory/*; textfile; cp $directory/nfprom.prom out/legacy-textfile
+fake iptables-legacy-save 'exit 3'; textfile; there | out legacy-textfile-failed; unfake
 rm -r /etc/systemd/system/nfprom-forward@.service.d; bash -eu recipe-port
 echo 'NFPROM_FLAGS=-variant legacy' > /etc/default/nfprom-forward; scrape 9915 | out legacy-port
 GUEST
