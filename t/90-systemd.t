@@ -232,6 +232,14 @@ make -s -C source install; bash -c "$(cat start-line)" 2>&1 | out mended-start
 scrape | out mended
 settled; systemctl reset-failed 2> /dev/null; journal > /dev/null
 
+# ---- the drop-in with the sandbox that costs more
+install -D -m 644 source/systemd/sandbox.conf /etc/systemd/system/nfprom@.service.d/sandbox.conf; systemctl daemon-reload
+scrape | out sandbox
+settled; journal | out sandbox-journal
+systemd-analyze verify nfprom.socket nfprom@x.service nfprom@.service 2>&1 | out sandbox-verify
+systemd-analyze security --no-pager nfprom@x.service | tail -n 1 | out sandbox-security
+rm -r /etc/systemd/system/nfprom@.service.d
+
 # ---- the legacy backend: README.md's own line
 iptables-nft -F; iptables-nft -X; ip6tables-nft -F; ip6tables-nft -X
 chain iptables-legacy 92:653
@@ -458,7 +466,12 @@ is(fact('meanwhile-journal'), '',                    'without a line in the jour
 is(fact('mended-start'), '',                         'a unit file that was removed is mended by README.md\'s line');
 is(packets('mended'), 31,                            'and the next scrape is answered');
 
-note('exposure: ', fact('security'), 'with the drop-in: ', fact('legacy-security'));
+is(packets('sandbox'), 31,                           'with sandbox.conf a scrape has the counters too');
+is(fact('sandbox-journal'), '',                      'and leaves nothing in the journal');
+is(fact('sandbox-verify'), '',                       'systemd-analyze verify has nothing to say of it');
+cmp_ok(exposure('sandbox-security'), '<=', 2.1,      'systemd-analyze security: the exposure with it is 2.1 at most');
+
+note('exposure: ', fact('security'), 'with the drop-ins: ', fact('sandbox-security'), fact('legacy-security'));
 is(fact('legacy-line'), '',                          'the drop-in is installed by the line of README.md');
 is(packets('legacy'), 92,                            'with the drop-in the legacy tables are read');
 is(packets('legacy', l2proto => 'ipv6'), '18446744073709551614', 'those of IPv6 too');
