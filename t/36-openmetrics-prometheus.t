@@ -87,7 +87,7 @@ for my $target (@targets) {
 END { kill KILL => @relays if @relays }
 ok(wait_for_port($port{$_}), "$_ listens") for grep { $_ ne 'prometheus' } sort keys %port;
 
-spew("$DIR/prometheus.yml", "global: {scrape_interval: 1s, scrape_timeout: 1s}\nscrape_configs:\n" . join '',
+spew("$DIR/prometheus.yml", "global: {scrape_interval: 2s, scrape_timeout: 2s}\nscrape_configs:\n" . join '',
     map { "  - {job_name: $_->{job}, static_configs: [{targets: ['127.0.0.1:" . $_->{relay}->sockport . "']}]}\n" } @targets);
 push @servers, start("$DIR/prometheus.log", 'prometheus', "--config.file=$DIR/prometheus.yml", "--storage.tsdb.path=$DIR/data",
     "--web.listen-address=127.0.0.1:$port{prometheus}", '--log.level=debug');
@@ -95,12 +95,12 @@ push @servers, start("$DIR/prometheus.log", 'prometheus', "--config.file=$DIR/pr
 sub query {
     my ($expression) = @_;
     my $escaped = $expression =~ s/([^A-Za-z0-9_])/sprintf '%%%02X', ord $1/ger;
-    my $answer = HTTP::Tiny->new(timeout => 30)->get("http://127.0.0.1:$port{prometheus}/api/v1/query?query=$escaped");
+    my $answer = HTTP::Tiny->new(timeout => 600)->get("http://127.0.0.1:$port{prometheus}/api/v1/query?query=$escaped");
     my $result = eval { JSON::PP::decode_json($answer->{content}) } || {};
     return @{ $result->{data}{result} || [] };
 }
 
-my $up = patiently { @targets == query('count_over_time(up[1m]) >= 5 and min_over_time(up[1m]) == 1') } 60;
+my $up = patiently { @targets == query('sum_over_time(up[1h]) >= 5 and up == 1') };
 ok($up, 'Prometheus finds all of them up, five times') or diag(slurp("$DIR/prometheus.log"));
 
 # ---- what they said
@@ -170,7 +170,7 @@ sub saved_pairs {
 
 for my $target (@targets) {
     my $job = $target->{job};
-    my $answer = HTTP::Tiny->new(timeout => 30)->get("http://127.0.0.1:$port{prometheus}/api/v1/targets/metadata?match_target=%7Bjob%3D%22$job%22%7D");
+    my $answer = HTTP::Tiny->new(timeout => 600)->get("http://127.0.0.1:$port{prometheus}/api/v1/targets/metadata?match_target=%7Bjob%3D%22$job%22%7D");
     my %type = map { $_->{metric} => $_->{type} } @{ (eval { JSON::PP::decode_json($answer->{content}) } || {})->{data} || [] };
     my $total = $target->{text} ? '_total' : '';
     is(join(' ', map { $type{"nfprom_$_$total"} // 'none' } qw(packets bytes rule_packets rule_bytes)), 'counter counter counter counter',

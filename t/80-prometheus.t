@@ -1,7 +1,7 @@
 #!/usr/bin/perl
 
-# A real Prometheus scrapes five nfproms each second for a minute, under xinetd and alone, while rules come and go and
-# packets of both families flow. What it stored, and what it computes from it, is then compared with iptables.
+# A real Prometheus scrapes five nfproms for a minute or more, under xinetd and alone, while rules come and go and packets of
+# both families flow. What it stored, and what it computes from it, is then compared with iptables.
 
 use strict;
 use warnings;
@@ -11,6 +11,7 @@ use HTTP::Tiny;
 use IO::Socket::IP ();
 use IO::Socket::UNIX ();
 use JSON::PP ();
+use List::Util qw(max);
 use POSIX ();
 use Socket qw(MSG_DONTWAIT SOCK_DGRAM);
 use Test::More;
@@ -93,7 +94,7 @@ my $conf = slurp("$SOURCE/xinetd/nfprom");
 $conf =~ s{/usr/local/sbin/nfprom}{$NFPROM};
 $conf =~ s{^(\s*port\s*=\s*)9914$}{$1$port{xinetd}}m;
 spew("$DIR/xinetd.conf", $conf);
-# They go before all else where that is allowed: a timeout of 1 s is short on a busy machine.
+# They go before all else where that is allowed: on a busy machine a scrape must end within its timeout all the same.
 my @first   = (run('', qw(chrt --rr 1 true)))[0] == 0 ? qw(chrt --rr 1) : ();
 my @servers = (
     start("$DIR/xinetd.log", @first, qw(unshare -m sh -c), $own_dev, 'sh', 'xinetd', '-dontfork', '-f', "$DIR/xinetd.conf", '-pidfile', "$DIR/xinetd.pid"),
@@ -103,11 +104,14 @@ ok(wait_for_port($port{$_}), "$_ listens") or diag(slurp("$DIR/$_.log")) for @jo
 my %samples;
 for my $job (@jobs) {
     my $body = http_get('127.0.0.1', $port{$job})->{body};
-    is(promtool_says($body), '', "$job: promtool has nothing to say");
+    # (With thousands of samples promtool takes minutes, from 2.53 on.)
+    my $n = 0;
+    my $some = join '', grep { /^#/ || $job ne 'big' || $n++ % 100 == 0 } $body =~ /^(.*\n)/mg;
+    is(promtool_says($some), '', "$job: promtool has nothing to say");
     $samples{$job} = () = $body =~ /^[^#]/mg;
 }
 
-spew("$DIR/prometheus.yml", "global: {scrape_interval: 1s, scrape_timeout: 1s}\nscrape_configs:\n" . join '',
+spew("$DIR/prometheus.yml", "global: {scrape_interval: 2s, scrape_timeout: 2s}\nscrape_configs:\n" . join '',
     map { "  - {job_name: $_, static_configs: [{targets: ['127.0.0.1:$port{$_}']}]}\n" } @jobs);
 push @servers, start("$DIR/prometheus.log", @first, 'prometheus', "--config.file=$DIR/prometheus.yml", "--storage.tsdb.path=$DIR/data",
     "--web.listen-address=127.0.0.1:$port{prometheus}", '--log.level=debug');
@@ -117,7 +121,7 @@ sub query {
     my ($expression, $at) = @_;
     my $escaped = $expression =~ s/([^A-Za-z0-9_])/sprintf '%%%02X', ord $1/ger;
     $escaped .= sprintf '&time=%.3f', $at / 1000 if $at;
-    my $answer = HTTP::Tiny->new(timeout => 30)->get("http://127.0.0.1:$port{prometheus}/api/v1/query?query=$escaped");
+    my $answer = HTTP::Tiny->new(timeout => 600)->get("http://127.0.0.1:$port{prometheus}/api/v1/query?query=$escaped");
     my $result = eval { JSON::PP::decode_json($answer->{content}) } || {};
     return @{ $result->{data}{result} || [] };
 }
@@ -143,7 +147,7 @@ sub scraped {
 
 ok(patiently { @jobs == query('up == 1') }, 'Prometheus finds all of them up') or diag(slurp("$DIR/prometheus.log"));
 
-# ---- a minute of traffic and of rules that come and go, with a rest before and after
+# ---- traffic, and rules that come and go, with a rest before and after
 
 my $begin  = now();
 my %before = map { $_->{job} => counted($_) } @targets;
@@ -168,28 +172,35 @@ if (!$sender) {
     POSIX::_exit(0);
 }
 
-# One backend after the other, with pauses: iptables-nft-save starts again at each change, and where one follows the other at
-# once it does not get through thousands of rules. Each shape of the chain stays for two rounds, longer than from a scrape to
-# the next.
+# The shapes that the chain has in turn, each until everybody has seen it, and what else is edited meanwhile. One backend after the
+# other, with pauses: iptables-nft-save starts again at each change, and where one follows the other at once it does not get
+# through thousands of rules.
 my @edited = ([4, 'nft'], [4, 'legacy'], [6, 'nft']);
-my %edits  = (
-    0 => [[qw(-A prometheus -p udp --dport 7778)]],
-    2 => [[qw(-I prometheus 1 -p tcp --dport 7779)]],
-    4 => [[qw(-R prometheus 1 -p tcp --dport 7780)]],
-    6 => [[qw(-D prometheus -p udp --dport 7778)], [qw(-D prometheus 1)]],
+my @shapes = (
+    [[qw(-A prometheus -p udp --dport 7778)]],
+    [[qw(-I prometheus 1 -p tcp --dport 7779)]],
+    [[qw(-R prometheus 1 -p tcp --dport 7780)]],
+    [[qw(-D prometheus -p udp --dport 7778)], [qw(-D prometheus 1)]],
 );
-my $start = time;
-for (my $i = 0; time < $start + 60 || (!scraped(60, $begin) && time < $start + 78); $i++) {
-    my ($family, $variant) = @{ $edited[$i % @edited] };
-    my $round = int($i / @edited);
-    ipt($family, $variant, '-w', @$_) for @{ $edits{ $round % 8 } || [] };
-    ipt($family, $variant, qw(-w -A prometheus -p udp --dport 7777));
-    ipt($family, $variant, qw(-w -D prometheus -p udp --dport 7777));
-    sleep 0.12;
-    restore_beside($family, $variant, 'filter', ':other - [0:0]', ('-A other -j RETURN') x (1 + $round % 5));
-    ipt($family, $variant, qw(-w -A other -j RETURN));
-    read_syslog();
-    sleep 0.12;
+my $read_begin = time;
+counted($targets[-1]);
+my $pause  = max(0.12, 2 * (time - $read_begin));
+my $rounds = 0;
+for my $shape ((@shapes) x 4) {
+    for my $edit (@$shape) { ipt(@$_, '-w', @$edit) for @edited }
+    my $since = now();
+    until (scraped(1, $since)) {
+        for (@edited) {
+            my ($family, $variant) = @$_;
+            ipt($family, $variant, qw(-w -A prometheus -p udp --dport 7777));
+            ipt($family, $variant, qw(-w -D prometheus -p udp --dport 7777));
+            sleep $pause;
+            restore_beside($family, $variant, 'filter', ':other - [0:0]', ('-A other -j RETURN') x (1 + $rounds++ % 5));
+            ipt($family, $variant, qw(-w -A other -j RETURN));
+            read_syslog();
+            sleep $pause;
+        }
+    }
 }
 kill TERM => $sender;
 waitpid $sender, 0;
@@ -224,14 +235,14 @@ for my $target (@targets) {
     is_deeply($stored, $now, "$job: what Prometheus stored is what the kernel counted, digit for digit");
 
     # Each scrape.
-    my ($up) = query(qq(min_over_time(up{job="$job"}[10m])), $end);
+    my ($up) = query(qq(min_over_time(up{job="$job"}[${window}ms])), $end);
     is($up->{value}[1], 1, "$job: up was 1 at every scrape");
     my ($scrapes) = map { $_->{value}[1] } query(qq(count_over_time(up{job="$job"}[${window}ms])), $end);
-    cmp_ok($scrapes, '>=', 60, "$job: of which there was about one a second");
-    is_deeply([map { $_->{value}[1] } query(qq(min_over_time(nfprom_scrape_success{job="$job"}[10m])), $end)], [(1) x @{ $target->{chains} }],
+    cmp_ok($scrapes, '>=', 16, "$job: of which there was one for each shape of the chain");
+    is_deeply([map { $_->{value}[1] } query(qq(min_over_time(nfprom_scrape_success{job="$job"}[${window}ms])), $end)], [(1) x @{ $target->{chains} }],
         "$job: every family was read each time");
     for my $kind (qw(packets bytes)) {
-        is(scalar(() = query(qq(resets(nfprom_${kind}_total{job="$job"}[10m]) > 0), $end)), 0, "$job: none of the counters of $kind went back");
+        is(scalar(() = query(qq(resets(nfprom_${kind}_total{job="$job"}[${window}ms]) > 0), $end)), 0, "$job: none of the counters of $kind went back");
         my ($always) = query(qq(count(count_over_time(nfprom_${kind}_total{job="$job",port!~"77.."}[${window}ms]) == $scrapes)), $end);
         is($always->{value}[1], $target->{rules} + 1, "$job: each scrape had the $kind of every rule that stays");
     }
@@ -267,11 +278,11 @@ for my $target (@targets) {
 
 my ($count) = query('count(nfprom_packets_total{job="big"})', $end);
 is($count->{value}[1], 5000, 'big: 5000 series of packets');
-my ($kinds) = query('min_over_time(nfprom_rules{job="big",kind="exported"}[10m])', $end);
+my ($kinds) = query(qq(min_over_time(nfprom_rules{job="big",kind="exported"}[${window}ms])), $end);
 is($kinds->{value}[1], 5000, 'big: nfprom said at each scrape that it exported 5000 rules');
 cmp_ok($samples{big}, '>', 10_000, 'big: a scrape is over 10000 samples');
 for my $function (qw(min_over_time max_over_time)) {
-    my ($scraped) = query(qq($function(scrape_samples_scraped{job="big"}[10m])), $end);
+    my ($scraped) = query(qq($function(scrape_samples_scraped{job="big"}[${window}ms])), $end);
     is($scraped->{value}[1], $samples{big}, "big: and Prometheus took all of them each time ($function)");
 }
 
