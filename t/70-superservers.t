@@ -56,16 +56,15 @@ sub fields_of {
 # A connection from one of this machine's addresses.
 sub dial {
     my ($from, $port) = @_;
-    return IO::Socket::IP->new(LocalHost => $from, PeerHost => '127.0.0.1', PeerPort => $port, Timeout => 30);
+    return IO::Socket::IP->new(LocalHost => $from, PeerHost => '127.0.0.1', PeerPort => $port);
 }
 
 # What becomes of a request from there: the status, or how it ended without one.
 sub outcome {
     my ($from, $port) = @_;
     my $socket = dial($from, $port) or return 'refused';
-    my $start = time;
     my $answer = Live::request($socket);
-    return $answer->{status} || ($answer->{wire} ne '' || time - $start > 25 ? "stuck: $answer->{wire}" : 'closed unanswered');
+    return $answer->{status} || ($answer->{wire} eq '' ? 'closed unanswered' : "cut: $answer->{wire}");
 }
 
 # Connections that say nothing, each with a process.
@@ -73,7 +72,7 @@ my @silent;
 sub hold {
     my ($count, $from, $port) = @_;
     push @silent, map { dial($from, $port) || () } 1 .. $count;
-    return patiently { readers() == @silent } 600;
+    return patiently { readers() == @silent };
 }
 
 # ---- xinetd: the shipped file, with another place of the program and another port
@@ -150,7 +149,7 @@ stop($xinetd);
 my $limited_port = free_port();
 my $limited = $conf =~ s{^(\s*port\s*=).*}{$1 $limited_port}mr;
 is($limited =~ s{^(\s*only_from\s*=).*}{"$1 " . join ' ', map { "127.0.0.$_" } 1 .. 33}me, 1, 'xinetd: addresses are added to only_from');
-is($limited =~ s{^(\s*server_args\s*=.*)}{$1 -timeout 5m}m, 1, 'xinetd: and flags to the end of server_args');
+is($limited =~ s{^(\s*server_args\s*=.*)}{$1 -timeout 60m}m, 1, 'xinetd: and flags to the end of server_args');
 my $limited_xinetd = start("$DIR/xinetd.log", 'xinetd', '-dontfork', '-f', spew("$DIR/limited.conf", $limited =~ s{^(\s*cps\s*=).*}{$1 100000 1}mr), '-pidfile', "$DIR/limited.pid");
 ok(wait_for_port($limited_port), 'xinetd: listens');
 
@@ -173,7 +172,7 @@ is($paced =~ s{^(\s*cps\s*=) 200 1$}{$1 10 1}m, 1, 'xinetd: 200 connections a se
 my $paced_xinetd = start("$DIR/xinetd.log", 'xinetd', '-dontfork', '-f', spew("$DIR/paced.conf", $paced), '-pidfile', "$DIR/paced.pid");
 ok(wait_for_port($paced_port), 'xinetd with 10 in place of 200: listens');
 is(outcome('127.0.0.1', $paced_port), 200, 'xinetd with 10: answers');
-my ($made, $end) = (0, time + 25);
+my ($made, $end) = (0, time + 600);
 while (time < $end && dial('127.0.0.' . ($made % 5 + 1), $paced_port)) { $made++ }
 cmp_ok(time, '<', $end, "xinetd with 10: many at once close it") or diag("$made connections");
 cmp_ok($made, '>=', 9, 'xinetd with 10: but not before');

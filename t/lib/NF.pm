@@ -31,7 +31,7 @@ our @EXPORT = qw(
     need_root skip_or_fail patiently
 );
 
-our $LIMIT = 60;                                     # seconds, for any one wait
+our $LIMIT = 600;                                    # seconds, for any one wait; only a hang takes so long
 our $DIR   = File::Temp::tempdir('nfprom-test-XXXXXX', TMPDIR => 1, CLEANUP => 1);
 our $LOCK  = "$DIR/xtables.lock";
 our $NFPROM = $ENV{NFPROM} || Cwd::abs_path("$FindBin::Bin/..") . '/nfprom';
@@ -245,9 +245,9 @@ sub spawn {
 
 # Waits for a child: its exit status, or 'signal N', or 'still running' (it is killed then).
 sub reap {
-    my ($pid, $limit) = @_;
+    my ($pid) = @_;
     my $status;
-    if (!patiently(sub { waitpid($pid, POSIX::WNOHANG()) == $pid and defined($status = $?) }, $limit)) {
+    if (!patiently(sub { waitpid($pid, POSIX::WNOHANG()) == $pid and defined($status = $?) })) {
         kill KILL => $pid;
         waitpid $pid, 0;
         delete $started{$pid};
@@ -259,8 +259,8 @@ sub reap {
 
 # True as soon as the code says so; false if it has not within the limit.
 sub patiently {
-    my ($code, $limit) = @_;
-    my $end = time + ($limit || $LIMIT);
+    my ($code) = @_;
+    my $end = time + $LIMIT;
     my $nap = 0.002;
     until ($code->()) {
         return 0 if time > $end;
@@ -281,7 +281,7 @@ sub run {
         $o{in} = $read;
     }
     my $pid = spawn(out => $out, err => $err, %o);
-    my $exit = reap($pid, $o{limit});
+    my $exit = reap($pid);
     return { out => _reread($out), err => _reread($err), exit => $exit };
 }
 
@@ -327,7 +327,7 @@ sub left_over {
 sub none_left {
     my ($promise) = @_;
     my @left;
-    my $ok = patiently(sub { !(@left = left_over()) }, 10);
+    my $ok = patiently(sub { !(@left = left_over()) });
     ok($ok, $promise)
         or diag map { my $c = slurp("/proc/$_/cmdline"); $c =~ tr/\0/ /; "still there: $_ $c\n" } @left;
     kill KILL => @left if @left;
@@ -387,7 +387,7 @@ sub serve {
     close $server;
     $o{started}->($pid) if $o{started};
     my $r = converse($client, $request, %o);
-    $r->{exit}    = reap($pid, $o{limit});
+    $r->{exit}    = reap($pid);
     $r->{stderr}  = _reread($err);
     $r->{seconds} = time - $begin;
     $r->{on_socket} = $o{stderr_on_socket};
@@ -413,13 +413,13 @@ sub _socketpair {
 # The client's side of a connection.
 #   half_close => no more from us after the request; read_last => read nothing before all is sent
 #   go_away => close after so many bytes of the answer (0: after the request); reset => with a reset
-#   read_chunk, read_pause => a slow reader; limit => seconds until we give up
+#   read_chunk, read_pause => a slow reader
 sub converse {
     my ($sock, $request, %o) = @_;
     my @todo = ref $request ? @$request : ($request);
-    my $end  = time + ($o{limit} || $LIMIT);
+    my $end  = time + $LIMIT;
     my ($raw, $eof, $pause_until, $read_again) = ('', 0, 0, 0);
-    my %r = (begin => time);
+    my %r;
     $sock->blocking(0);
     while (1) {
         my $now = time;
@@ -453,7 +453,7 @@ sub converse {
             my $n = sysread $sock, $raw, $o{read_chunk} || 65536, length $raw;
             if (!defined $n) { next if $!{EAGAIN}; $r{read_error} = "$!"; $eof = 1 }
             elsif (!$n) { $eof = 1 }
-            $r{first_byte} ||= time;
+            $r{unsent} //= grep { !ref } @todo;
             $read_again = time + $o{read_pause} if $o{read_pause};
         }
     }
