@@ -221,7 +221,7 @@ PERL
 
 for my $signal ('TERM', 'INT') {
     fake(run => "trap '' TERM INT HUP\nsleep 86399 &\nsleep 86399");
-    $l = listener(flags => ['-timeout', '8s']);
+    $l = listener(flags => ['-timeout', '60m']);
     my $sock = dial($l->{port});
     syswrite $sock, get('/metrics');
     patiently(sub { grep { slurp("/proc/$_/cmdline") =~ /86399/ } left_over() });
@@ -238,7 +238,7 @@ answers(ask($l), 200, '... and the next is answered');
 ends($l, 'after a hang');
 {
     fake(sleep => 86399);
-    $l = listener(flags => ['-timeout', '3s']);
+    $l = listener(flags => ['-timeout', '8s']);
     my $sock = dial($l->{port});
     syswrite $sock, get('/metrics');
     patiently(sub { grep { slurp("/proc/$_/cmdline") =~ /86399/ } left_over() });

@@ -486,7 +486,7 @@ for my $list ([], ['-list']) {
 }
 stop($editor);
 
-my $holder = start('/dev/null', 'flock', '/run/xtables.lock', 'sleep', '60');
+my $holder = start('/dev/null', 'flock', '/run/xtables.lock', 'sleep', 'infinity');
 patiently { (run('', qw(flock -n /run/xtables.lock true)))[0] != 0 };
 $answer = one_shot($NFPROM, qw(-variant legacy -timeout 1s));
 is($answer->{status}, 503, 'a lock that nobody lets go is no success');
