@@ -127,6 +127,10 @@ fake(out => save(
         'udp [goes on] | -, - | -, - | 500 B, 2 | -', 'udp | -, - | -, - | 300 B, 3 | 75.0 %', 'tcp [unreachable: 1 of 2 rules] | -, - | -, - | 100 B, 5 | 25.0 %');
 }
 
+# A value is shown as it is, not with the escapes of the exposition.
+fake(out => save('[1:100] -A prometheus -p tcp ' . comment('a "b" \\ c') . ' -j RETURN'));
+rows('a comment with quotes and a backslash', view('escapes', '?by=comment'), 'a "b" \\ c | -, - | -, - | 100 B, 1 | 100.0 %');
+
 # Sums may be larger than any counter.
 fake(out => save(map {"[$MAX:$MAX] -A prometheus -d 192.0.2.$_/32 -p tcp -j RETURN"} 1 .. 3));
 rows('sums of more than 64 bits', view('large sums', '?by=l3proto'), 'tcp | 48.0 EiB, 55,340,232,221,128,654,845 | -, - | -, - | 100.0 %');
