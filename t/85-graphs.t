@@ -485,6 +485,17 @@ my %CASES = (
         ['there was never any', [bytes('0+0x2160')], $DAYS + 720],
         ['it has come back', [bytes("$FLOW $LAST+0x60 $LAST+6000x600")], $DAYS + 240],
     ],
+    NfpromNoReference => [
+        ['nothing jumps there', [samples('nfprom_chain_references', '1 1 0+0x60', %ip)], '4+HOLD', [{ %a, %ip }, 0]],
+        ['not at once', [samples('nfprom_chain_references', '1 1 0+0x60', %ip)], '3+HOLD'],
+        ['one of two chains', [samples('nfprom_chain_references', '0+0x60', %ip, chain => 'x'), samples('nfprom_chain_references', '2+0x60', %ip, chain => 'y')], 60, [{ %a, %ip, chain => 'x' }, 0]],
+        ['the jump is there', [samples('nfprom_chain_references', '1+0x60', %ip)], 60],
+    ],
+    NfpromNoRules => [
+        ['of no kind', [map { samples('nfprom_rules', '0+0x60', kind => $_, %ip) } qw(exported other duplicate)], '4+HOLD', [{ %a, %ip }, 0]],
+        ['the last one', [samples('nfprom_rules', '0+0x60', kind => 'exported', %ip), samples('nfprom_rules', '1+0x60', kind => 'other', %ip)], 60],
+        ['a built-in chain has its policy', [samples('nfprom_rules', '0+0x60', kind => 'exported', %ip), samples('nfprom_policy_bytes_total', '0+5x60', policy => 'ACCEPT', %ip)], 60],
+    ],
     NfpromUnreachableRule => [
         ['there are two', [samples('nfprom_unreachable_rules', '2+0x60', %ip)], '4+HOLD', [{ %a, %ip }, 2]],
         ['there is none', [samples('nfprom_unreachable_rules', '0+0x60', %ip)], 60],
