@@ -139,7 +139,9 @@ for my $target (@targets) {
     my ($samples) = query(qq(scrape_samples_scraped{job="$job"}));
     is($samples->{value}[1], $target->{samples}, "$job: Prometheus took every sample");
     is(scalar(keys %{ $stored{$job} }), $target->{samples} - 2, "$job: and stored it");    # without the two durations
-    is_deeply($stored{$job}, $stored{text}, "$job: the same series and values as from the text format") if !$target->{text};
+    my %known = %{ $stored{text} };
+    delete @known{ grep {/nfprom_chain_references/} keys %known } if $job eq 'list';    # which does not see the rules that jump
+    is_deeply($stored{$job}, \%known, "$job: the same series and values as from the text format") if !$target->{text};
 
     my @counted = map { my ($family, $chain) = @$_; map { "$chain $_->[0]:$_->[1]" } saved_pairs($family, $chain) }
         map { my $family = $_; map { [$family, $_] } qw(prometheus second) } 4, 6;

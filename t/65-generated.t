@@ -692,7 +692,7 @@ sub in_the_kernel {
         my $r = run(env => { PATH => $ENV{PATH} },
             flags => ['-print', @$list, '-variant', $variant, '-table', $table, '-chain', $chain, $family == 6 ? ('-ipv4=false', '-ipv6') : ()]);
         holds(join(', ', $what, @own . ' rules', @$list), $r, $words, scalar @own, %expected);
-        push @said, $r->{out} =~ s/^nfprom_scrape_duration_seconds\K.*//mgr;
+        push @said, $r->{out} =~ s/^nfprom_scrape_duration_seconds\K.*//mgr =~ s/^(?:# \w+ )?nfprom_chain_references.*\n//mgr;    # a list does not see the rules that jump
     }
     ok($said[0] eq $said[1], "$what: with -list the same, byte for byte");
 }
