@@ -1604,8 +1604,8 @@ static void put_word(struct sink *sink, struct text word) {
  * (iptables-save takes no lock: read_safely takes it.) The last command takes the place of the
  * shell. */
 static void put_command(struct sink *sink, const struct config *config,
-                        const struct family_kind *kind, enum dialect dialect) {
-    const char *sudo = may_read() ? "" : "sudo -n ";
+                        const struct family_kind *kind, const char *sudo,
+                        enum dialect dialect) {
     if (dialect == DIALECT_SAVE) {
         put_format(sink, "exec %s%s%s-save -c -t %s", sudo, kind->command,
                    config->variant, config->table);
@@ -1745,13 +1745,23 @@ static void release_lock(const struct lock *lock) {
  * all that it started, also by a parent that is another user, and nothing is left behind one that
  * was killed itself. At its own deadline it ends in any case. */
 struct collector {
+    const struct config *config;
     const struct family_kind *kind;
-    pid_t pid;     /* 0 or -1: there is none */
-    int channel;   /* -1: it has ended, or could not be started */
-    int error;     /* errno, where there is no channel */
-    usec deadline; /* of the collector itself */
-    char commands[DIALECT_LIST + 1][COMMAND_MAX];
+    const char *sudo; /* in front of its commands */
+    pid_t pid;        /* 0 or -1: there is none */
+    int channel;      /* -1: it has ended, or could not be started */
+    int error;        /* errno, where there is no channel */
+    usec deadline;    /* of the collector itself */
 };
+
+/* Lives until the next call. */
+static const char *command_of(const struct collector *collector, enum dialect dialect) {
+    static char command[COMMAND_MAX];
+    struct sink sink = begin_text(command, sizeof command);
+    put_command(&sink, collector->config, collector->kind, collector->sudo, dialect);
+    end_text(&sink);
+    return command;
+}
 
 /* From nfprom. */
 struct word {
@@ -1874,7 +1884,7 @@ static bool obey(const struct collector *self, struct word word) {
     bool piped = pipe2(out, O_CLOEXEC) == 0 && pipe2(err, O_CLOEXEC) == 0 &&
                  dup2(out[1], STDOUT_FILENO) >= 0 && dup2(err[1], STDERR_FILENO) >= 0;
     struct start start = {piped ? 0 : errno, state_of(&lock)};
-    FILE *pipe = piped ? popen(self->commands[word.dialect], "we") : NULL;
+    FILE *pipe = piped ? popen(command_of(self, word.dialect), "we") : NULL;
     int error = errno;
     tell_start(&start, out[0], err[0]);
     for (int i = 0; i < 2; i++) {
@@ -1954,21 +1964,18 @@ static void start_collector(struct collector *collectors, size_t i) {
 /* Starts one for each family that is enabled. */
 static void start_collectors(const struct config *config, struct collector *collectors,
                              usec deadline) {
+    const char *sudo = may_read() ? "" : "sudo -n ";
     bool has_environment = set_environment();
     for (size_t i = 0; i < FAMILIES; i++) {
         struct collector *collector = &collectors[i];
+        collector->config = config;
         collector->kind = &family_kinds[i];
+        collector->sudo = sudo;
         collector->channel = -1;
         collector->error = errno;
         collector->deadline = deadline + COLLECTOR_GRACE;
         if (!config->families[i] || !has_environment)
             continue;
-        for (enum dialect dialect = 0; dialect <= DIALECT_LIST; dialect++) {
-            struct sink sink =
-                begin_text(collector->commands[dialect], sizeof *collector->commands);
-            put_command(&sink, config, collector->kind, dialect);
-            end_text(&sink);
-        }
         start_collector(collectors, i);
     }
 }
@@ -2679,7 +2686,7 @@ static enum reading run_once(const struct config *config, struct family *family,
     if (!started)
         return fail_to_start(family, &run, lock);
     family->timed_out = run.timed_out;
-    const char *command = family->collector->commands[dialect];
+    const char *command = command_of(family->collector, dialect);
     /* put_command() may begin with it. */
     bool is_exec = strncmp(command, "exec ", strlen("exec ")) == 0;
     struct failure failure = {config,
@@ -5220,7 +5227,7 @@ static int exchange_with_client(struct exchange *exchange) {
 
 /* One exchange on standard input and output. Returns the exit status. */
 static int serve(const struct config *config) {
-    static struct collector collectors[FAMILIES];
+    struct collector collectors[FAMILIES] = {{.pid = 0}};
     usec started = now();
     struct exchange exchange = {.config = config,
                                 .collectors = collectors,
@@ -5253,7 +5260,7 @@ static void write_window(struct sink *sink) {
 
 static int print_exposition(const struct config *config) {
     static struct report report;
-    static struct collector collectors[FAMILIES];
+    struct collector collectors[FAMILIES] = {{.pid = 0}};
     usec deadline = now() + config->timeout; /* of the reading */
     struct sink sink = begin_stream(write_window, deadline);
     start_collectors(config, collectors, deadline);
