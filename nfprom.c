@@ -1776,10 +1776,10 @@ struct start {
 };
 
 struct end {
-    long own;             /* resident memory in KiB, of the collector */
-    long peak;            /* the same of any process of the command, the most */
-    int status;           /* as a shell counts */
-    uint32_t sees_legacy; /* 1: the command could read which legacy tables there are */
+    long own;              /* resident memory in KiB, of the collector */
+    long peak;             /* the same of any process of the command, the most */
+    int status;            /* as a shell counts */
+    uint32_t hides_legacy; /* 1: it is not to be seen which legacy tables there are */
 };
 
 enum {
@@ -1861,7 +1861,7 @@ static struct end end_command(const struct collector *self, FILE *pipe, int erro
     struct end end = {.status = CANNOT_RUN};
     int status = -1;
     if (pipe) {
-        end.sees_legacy = can_see(self->kind->legacy_tables); /* while it gets going */
+        end.hides_legacy = !can_see(self->kind->legacy_tables); /* while it gets going */
         status = pclose(pipe);
         error = errno;
     }
@@ -2313,7 +2313,7 @@ static bool hides_legacy(const struct failure *failure) {
         return true;
     if (!failure->rs->nft || went_through_sudo(failure))
         return false;
-    return !failure->run->end.sees_legacy;
+    return failure->run->end.hides_legacy;
 }
 
 static bool shows_nothing_beside_legacy(const struct failure *failure) {
@@ -2612,7 +2612,7 @@ enum reading {
 static enum reading judge_run(const struct failure *failure, struct run *run,
                               bool whole) {
     if (!whole || run->end.status != 0) {
-        if (failure->rs->changed)
+        if (failure->rs->changed && !run->timed_out)
             return READ_UNSTEADY;
         return is_refused(failure) ? READ_REFUSED : READ_FAILED;
     }
@@ -2729,7 +2729,8 @@ static enum reading read_table(const struct config *config, struct family *famil
     enum lock_use lock = is_legacy ? LOCK_WAITED_FOR : LOCK_IF_FREE;
     enum reading reading = run_once(config, family, rs, DIALECT_SAVE, lock, deadline);
     bool was_busy = family->lock_state == LOCK_BUSY && !family->timed_out;
-    if (was_busy && rs->opened && !rs->nft)
+    bool may_repeat = reading == READ_WHOLE || reading == READ_UNSTEADY;
+    if (was_busy && may_repeat && rs->opened && !rs->nft)
         reading = run_once(config, family, rs, DIALECT_SAVE, LOCK_WAITED_FOR, deadline);
     family->may_be_zeroed = !rs->nft;
     return reading;

@@ -22,6 +22,7 @@ sub advises {
 
 my $RULE = '-A prometheus -p tcp';
 advises('rules without counters', { out => save($RULE) }, qr/unexpected line: \Q$RULE\E; the counters are missing: what stands in PATH as this command does not pass on -c$/m);
+advises('... in the middle, of a built-in chain that has counted nothing', { out => save({ chains => [':INPUT ACCEPT [0:0]'] }) =~ s/^COMMIT/-A INPUT -p tcp\nCOMMIT/mr }, qr/unexpected line: -A INPUT -p tcp; the counters are missing/, '-chain', 'INPUT');
 advises('a banner before the table', { out => "Welcome to host\n" . filter_table('-p tcp') }, qr/unexpected line: Welcome to host; something else writes to the standard output/);
 advises('lines that end in CR', { out => filter_table('-p tcp') =~ s/\n/\r\n/gr }, qr/something else writes to the standard output of that command.*or changes its lines/);
 advises('a kernel without nf_tables', { err => "iptables-save v1.8.9 (nf_tables): Could not fetch rule set generation id: Invalid argument\n", status => 4 }, qr/; if this kernel has no nf_tables, use -variant legacy$/m);
