@@ -112,7 +112,8 @@ enum {
     CONNECTIONS_MAX = 256, /* at once, with -addr */
     SOURCE_MAX = 8,        /* of them from one address */
     LISTENERS_MAX = 16,
-    CAP_NET_ADMIN = 12, /* linux/capability.h, which not every libc's headers bring */
+    CAP_SETUID = 7, /* linux/capability.h, which not every libc's headers bring */
+    CAP_NET_ADMIN = 12,
     CAPABILITY_VERSION_3 = 0x20080522,
     NOBODY = 65534 /* the user and the group without rights */
 };
@@ -2012,16 +2013,19 @@ static void end_collectors(struct collector *collectors) {
 
 /* ---- rights ------------------------------------------------------------------------ */
 
-static void become_nobody(void) {
+/* Only root does. False: it may change its user, and something else forbids it. (Root of some
+ * containers may not, or has no user but itself there.) */
+static bool become_nobody(void) {
+    struct capabilities sets;
     uid_t real, effective, saved;
-    if (getresuid(&real, &effective, &saved) != 0)
-        return;
+    if (!get_capabilities(&sets) || getresuid(&real, &effective, &saved) != 0)
+        return false;
     if (real != 0 && effective != 0 && saved != 0)
-        return;
-    /* (Root of some containers may not.) */
+        return true;
+    bool may = sets.words[0].effective >> CAP_SETUID & 1;
     (void)!setgroups(0, NULL);
     (void)!setresgid(NOBODY, NOBODY, NOBODY);
-    (void)!setresuid(NOBODY, NOBODY, NOBODY);
+    return setresuid(NOBODY, NOBODY, NOBODY) == 0 || !may || errno == EINVAL;
 }
 
 static bool has_capabilities(void) {
@@ -2048,14 +2052,13 @@ static bool drop_rights(void) {
     while (prctl(PR_CAPBSET_DROP, capability) ==
            0) /* to the last; it needs a right itself */
         capability++;
-    become_nobody();
+    bool is_another = become_nobody();
     syscall(SYS_capset, &head, &none);
     prctl(PR_SET_PDEATHSIG, death_signal); /* another user has lost it */
-    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 && !has_capabilities())
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 && is_another && !has_capabilities())
         return true;
-    log_line(
-        "the rights cannot be dropped, so no request is read: does a filter of system "
-        "calls forbid capset(2), prctl(2) or setresuid(2)?");
+    log_line("the rights cannot be dropped, so nothing is read: does a filter of system "
+             "calls forbid capset(2), prctl(2) or setresuid(2)?");
     return false;
 }
 

@@ -17,6 +17,7 @@
 #   ... bounded: output without end                     503, 504                                              40
 #   descriptors: limits 3 to 20                         200 or 503, in order: never worse with more
 #   descriptors, -addr (accept: EMFILE, ENFILE)         waits, one line for the shortage; goes on             here, 50
+#   what gives up rights (setresuid, capset, prctl)     nothing, exit 1, `rights cannot be dropped`            here, 55
 #   processes: limits as another user                   200 or 503; -addr goes on                             40, 50
 #   address space, data, stack, core, CPU               200 or 503 (a CPU limit: `status 152`)                here, 40
 #   file size                                           -print: exit 1, `too large`; HTTP: 200
@@ -191,6 +192,11 @@ SKIP: {
     # the first is the word for the collector, the others are the answer
     with_fault('send 1 EINTR', 200);
     with_fault("send 1 $_", 503, qr/cannot start a process: /) for 'EPIPE', 'ENOBUFS', 'short';
+    with_fault('capabilities 1 EPERM', 200, undef, what => 'since root loses them with the user');
+    for my $fault ('user 1 EPERM', 'prctl 1+ EPERM') {
+        my $r = with_fault($fault, 'nothing');
+        like("$r->{exit} $r->{stderr}", qr/\A1 nfprom: the rights cannot be dropped, so nothing is read: [^\n]+\n\z/, '... and no request is read');
+    }
     with_fault('send 2 EINTR', 200);
     with_fault('send 2 EAGAIN', 200);
     with_fault('send 2+ short', 200, undef, what => 'a byte at a time');

@@ -51,6 +51,9 @@ static const struct {
     {"clock", {SYS_clock_gettime, SYS_time}},
     {"lock", {SYS_flock}},
     {"group", {SYS_setpgid}},
+    {"user", {SYS_setresuid}},
+    {"capabilities", {SYS_capset}},
+    {"prctl", {SYS_prctl}},
 };
 
 static const struct {
