@@ -1689,17 +1689,22 @@ static void open_lock(struct lock *lock) {
         stand_in_line(lock);
 }
 
+/* A file system that knows no such lock is as good as a lock that cannot be opened. */
 static void try_lock(struct lock *lock) {
     try_line(lock);
-    if (lock->is_first)
-        lock->held = flock(lock->fd, LOCK_EX | LOCK_NB) == 0;
+    if (!lock->is_first)
+        return;
+    lock->held = flock(lock->fd, LOCK_EX | LOCK_NB) == 0;
+    if (lock->held || errno == EWOULDBLOCK || errno == EINTR)
+        return;
+    close(lock->fd);
+    lock->fd = -1;
 }
 
 /* (flock(2) knows no timeout. Who waits too long is ended from outside.) */
 static void wait_for_lock(struct lock *lock, usec deadline) {
     wait_in_line(lock, deadline);
-    try_lock(lock);
-    while (!lock->held) {
+    while (!lock->held && lock->fd >= 0) {
         poll(NULL, 0, NAP_FIRST);
         try_lock(lock);
     }
