@@ -79,7 +79,9 @@ enum {
 
     /* time */
     SENDING_DIVISOR = 16,     /* the last 1/16 of the time is for sending */
-    COLLECTOR_GRACE = SECOND, /* what a collector lives longer than nfprom waits */
+    COLLECTOR_GRACE = SECOND, /* what a collector lives longer than nfprom waits, and what
+                                 nfprom waits for its end */
+    ALARM_INTERVAL = 20 * MS,
     FAMILY_DIVISOR = 4,       /* a family leaves 1/4 of the time to each that follows */
     SCRAPE_MARGIN_MS = 500,   /* of the scraper's timeout, kept for its own work */
     SCRAPE_TIME_MIN_MS = 100, /* what a scrape gets at least */
@@ -1756,7 +1758,7 @@ struct collector {
     const char *sudo; /* in front of its commands */
     pid_t pid;        /* 0 or -1: there is none */
     int channel;      /* -1: it has ended, or could not be started */
-    int error;        /* errno, where there is no channel */
+    int error;        /* where there is no channel: errno, or COLLECTOR_GONE */
     usec deadline;    /* of the collector itself */
 };
 
@@ -1782,14 +1784,16 @@ struct start {
 };
 
 struct end {
-    long own;              /* resident memory in KiB, of the collector */
-    long peak;             /* the same of any process of the command, the most */
-    int status;            /* as a shell counts */
+    long own;   /* resident memory in KiB, of the collector */
+    long peak;  /* the same of any process of this command or one before, the most */
+    int status; /* as a shell counts */
     uint32_t hides_legacy; /* 1: it is not to be seen which legacy tables there are */
 };
 
 enum {
+    COLLECTOR_GONE = -1, /* in place of errno */
     CANNOT_RUN = 126,
+    BY_SIGNAL = 128,       /* and its number */
     CHANNEL = STDIN_FILENO /* in the collector */
 };
 
@@ -1812,7 +1816,7 @@ static bool set_environment(void) {
 static int status_of(int wait_status) {
     if (WIFEXITED(wait_status))
         return WEXITSTATUS(wait_status);
-    return 128 + WTERMSIG(wait_status);
+    return BY_SIGNAL + WTERMSIG(wait_status);
 }
 
 static void end_group(int signal) {
@@ -1912,11 +1916,13 @@ static bool take_word(struct word *word) {
            word->lock <= LOCK_WAITED_FOR;
 }
 
+/* SIGALRM at that time, and again and again: one may come just before what it is to interrupt. */
 static void set_timer(usec deadline) {
     usec left = deadline - now();
     if (left < 1)
         left = 1; /* (0 would be no timer) */
-    struct itimerval timer = {.it_value = {left / SECOND, left % SECOND}};
+    struct itimerval timer = {.it_value = {left / SECOND, left % SECOND},
+                              .it_interval = {0, ALARM_INTERVAL}};
     setitimer(ITIMER_REAL, &timer, NULL);
 }
 
@@ -1959,7 +1965,7 @@ static void start_collector(struct collector *collectors, size_t i) {
         close(channel[0]);
         collect(collector, channel[1]);
     }
-    collector->error = collector->pid < 0 ? errno : ESRCH; /* once it has ended */
+    collector->error = collector->pid < 0 ? errno : COLLECTOR_GONE;
     close(channel[1]);
     if (collector->pid < 0)
         close(channel[0]);
@@ -1986,11 +1992,15 @@ static void start_collectors(const struct config *config, struct collector *coll
     }
 }
 
-/* It ends by itself then. */
+/* It ends by itself then, with its group. Somebody may have stopped it (SIGSTOP), so it is also
+ * killed, which works if it is the same user. */
 static void dismiss_collector(struct collector *collector) {
-    if (collector->channel >= 0)
-        close(collector->channel);
+    if (collector->channel < 0)
+        return;
+    close(collector->channel);
     collector->channel = -1;
+    if (kill(-collector->pid, SIGKILL) != 0)
+        kill(collector->pid, SIGKILL); /* it has no group yet */
 }
 
 /* When all has been read. They are reaped at the end, while the client reads the answer. */
@@ -1999,21 +2009,25 @@ static void dismiss_collectors(struct collector *collectors) {
         dismiss_collector(&collectors[i]);
 }
 
-/* Returns what waitpid(2) says of its end. */
-static int end_collector(struct collector *collector) {
-    int status = CANNOT_RUN << 8;
-    dismiss_collector(collector);
-    if (collector->pid > 0) {
-        while (waitpid(collector->pid, &status, 0) < 0 && errno == EINTR)
-            ;
-    }
-    collector->pid = 0;
-    return status;
+static void interrupt(int signal) {
+    (void)signal;
 }
 
+/* Dismisses and reaps them. One that belongs to another user and was stopped is not waited for
+ * longer than its time. */
 static void end_collectors(struct collector *collectors) {
-    for (size_t i = 0; i < FAMILIES; i++)
-        end_collector(&collectors[i]);
+    struct sigaction action = {.sa_handler =
+                                   interrupt}; /* (signal(3) would restart waitpid) */
+    usec until = now() + COLLECTOR_GRACE;
+    dismiss_collectors(collectors);
+    sigaction(SIGALRM, &action, NULL);
+    set_timer(until);
+    for (size_t i = 0; i < FAMILIES; i++) {
+        if (collectors[i].pid <= 0)
+            continue;
+        while (waitpid(collectors[i].pid, NULL, 0) < 0 && errno == EINTR && now() < until)
+            ;
+    }
 }
 
 /* ---- rights ------------------------------------------------------------------------ */
@@ -2072,7 +2086,7 @@ static bool drop_rights(void) {
 struct run {
     struct collector *collector;
     int out, err; /* read ends: what the command prints, and what it complains of */
-    int error;    /* errno: it did not start */
+    int error;    /* errno, or COLLECTOR_GONE: it did not start */
     enum lock_state lock;
     long long total; /* bytes read of what it prints */
     bool timed_out;
@@ -2120,7 +2134,7 @@ static bool await_start(struct run *run, usec deadline) {
                              .msg_controllen = sizeof control};
     if (!await(run, deadline))
         return false;
-    run->error = ESRCH; /* somebody has killed the collector */
+    run->error = COLLECTOR_GONE;
     ssize_t len = recvmsg(run->collector->channel, &message, MSG_CMSG_CLOEXEC);
     if (len != sizeof start)
         return false;
@@ -2145,7 +2159,7 @@ static struct run start_run(struct collector *collector, enum dialect dialect,
         sent = send(collector->channel, &word, sizeof word, MSG_NOSIGNAL);
     } while (sent < 0 && errno == EINTR);
     if (sent < 0)
-        run.error = errno;
+        run.error = errno == EPIPE || errno == ECONNRESET ? COLLECTOR_GONE : errno;
     return run;
 }
 
@@ -2161,7 +2175,9 @@ static void end_run(struct run *run, bool is_wanted, usec deadline) {
         is_wanted && !run->timed_out && await(run, deadline) &&
         recv(run->collector->channel, &run->end, sizeof run->end, 0) == sizeof run->end;
     if (!has_ended)
-        run->end = (struct end){.status = status_of(end_collector(run->collector))};
+        run->end = (struct end){.status = BY_SIGNAL + SIGKILL};
+    if (!has_ended)
+        dismiss_collector(run->collector);
 }
 
 /* Keeps the end of what the command says. False at its end. */
@@ -2656,7 +2672,8 @@ static enum reading fail_to_start(struct family *family, const struct run *run,
         family->timed_out = true;
     } else {
         snprintf(family->reason, sizeof family->reason, "cannot start a process: %s",
-                 strerror(run->error));
+                 run->error == COLLECTOR_GONE ? "the collector has been killed"
+                                              : strerror(run->error));
     }
     return READ_FAILED;
 }

@@ -132,6 +132,25 @@ my @MODES = (
         stop($printer);
     }
 
+    # somebody stops a collector, with its command (SIGSTOP)
+    for my $mode (@MODES) {
+        my ($name, $was_root, $wrap) = @$mode;
+        unlink "$DIR/marks/reading";
+        my ($pid, $client) = connected(@$wrap, $NFPROM, '-timeout', '2s');
+        syswrite $client, "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n";
+        ok((patiently { -e "$DIR/marks/reading" } 600), "$name: iptables-save goes on and on");
+        my @stopped = map { ($_, children($_)) } children($pid);
+        kill STOP => @stopped;
+        like(read_to_end($client), qr{\AHTTP/1\.1 504 }, '... and with its collector is stopped: the answer comes all the same');
+        close $client;
+        waitpid $pid, 0;
+        is($?, 256, '... and nfprom ends');
+        if ($was_root) {
+            kill KILL => @stopped;    # nobody may not
+        }
+        ok((patiently { !running(@stopped) } 600), $was_root ? '... the rest ends when it is killed' : '... and all of it ends');
+    }
+
     # the request is 404, or for what does not need iptables: no collector is left, and nothing was run
     for my $path ('/-/healthy', '/', '/nothing') {
         unlink "$DIR/marks/reading";
