@@ -22,7 +22,8 @@
  * KiB (own), bytes read. A run that fails ends it all.
  *
  * Under a name that ends in -save it plays the iptables-save that costs least: the file BENCH_FILE to standard output, in writes of
- * BENCH_CHUNK bytes. */
+ * BENCH_CHUNK bytes. Under the name `shape` it is what nfprom is without all that it does: it reads a request, forks once, runs its
+ * argument there through popen, and copies what that prints to the client. */
 #define _GNU_SOURCE
 #include "../parse.h"
 
@@ -264,6 +265,34 @@ static int play_save(void) {
     return 0;
 }
 
+/* Copies until there is no more. */
+static void copy_all(int from, int to) {
+    ssize_t n;
+    while ((n = read(from, bytes, sizeof bytes)) > 0)
+        if (write(to, bytes, (size_t)n) != n) fail("write");
+}
+
+static int play_shape(const char *command) {
+    static const char head[] = "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n";
+    int fds[2], status;
+    if (read(STDIN_FILENO, bytes, sizeof bytes) <= 0 || pipe2(fds, O_CLOEXEC) != 0) fail("shape");
+    pid_t pid = fork();
+    if (pid < 0) fail("fork");
+    if (pid == 0) {
+        dup2(fds[1], STDOUT_FILENO);
+        FILE *pipe = popen(command, "we");
+        _exit(!pipe || pclose(pipe) != 0);
+    }
+    close(fds[1]);
+    if (write(STDOUT_FILENO, head, sizeof head - 1) < 0) fail("write");
+    copy_all(fds[0], STDOUT_FILENO);
+    shutdown(STDOUT_FILENO, SHUT_WR);
+    if (waitpid(pid, &status, 0) != pid) fail("waitpid");
+    while (read(STDIN_FILENO, bytes, sizeof bytes) > 0)
+        ;
+    return status == 0 ? 0 : 1;
+}
+
 static bool ends_in(const char *s, const char *end) {
     size_t n = strlen(s), m = strlen(end);
     return n >= m && strcmp(s + n - m, end) == 0;
@@ -309,6 +338,7 @@ static struct taken run(char **argv) {
 
 int main(int argc, char **argv) {
     if (ends_in(*argv, "-save")) return play_save();
+    if (ends_in(*argv, "/shape") && argc == 2) return play_shape(argv[1]);
     long gap = 0;
     if (argc > 3 && strcmp(argv[1], "-p") == 0) gap = atol(argv[2]), argc -= 2, argv += 2;
     if (argc < 3) return fprintf(stderr, "usage: t/bench-run [-p MS] ROUNDS COMMAND [-- COMMAND]...\n"), 2;
