@@ -498,4 +498,40 @@ is(fact('reload'), '',                               'after it systemctl daemon-
 is(fact('reload-journal'), '',                       'nor the journal, and there is no unit');
 leave_container();
 
+# ---- where systemd may load no program into the kernel: its lists of addresses do nothing, and nobody says so
+
+my $without_lists = <<'GUEST';
+#!/bin/bash
+. /srv/nfprom/functions
+unshare -n sleep infinity & other=$!
+differs() { [ "$(readlink /proc/$other/ns/net)" != "$(readlink /proc/self/ns/net)" ]; }
+patiently differs
+ip link set lo up
+ip link add here type veth peer name there netns $other
+ip address add 203.0.113.140/24 dev here; ip link set here up
+for a in 203.0.113.10 203.0.113.7; do nsenter -t $other -n ip address add $a/24 dev there; done
+nsenter -t $other -n ip link set there up
+make -C source install > /dev/null 2>&1; bash -c "$(cat start-line)"
+iptables-nft -N prometheus; iptables-nft -A prometheus -p tcp -m tcp --dport 22
+ask() { for a in 203.0.113.10 203.0.113.7; do echo "$a $(nsenter -t $other -n perl client $a 203.0.113.140 30 | head -c 12)"; done; }
+(cd source && bash -c "$(cat ../open-line)") 2>&1 | out open-line
+ask | out listed
+bash -c "$(cat lists-line)" < /dev/null 2>&1 | out lists-line
+bash -c "$(cat firewall-line)" 2>&1 | out firewall-line
+ask | out firewalled
+perl client 127.0.0.1 127.0.0.1 30 | head -c 12 | out here
+kill $other
+GUEST
+my ($firewall_line) = $readme =~ /`(iptables -I INPUT [^`]* --dport 9914 ! -s SERVER -j REJECT)`/;
+ok($firewall_line, 'README.md has a line for the firewall');
+in_container(-bpf => 0, guest => $without_lists, client => $client, 'lists-line' => $lists_line, 'start-line' => $start_line,
+    map { $_->[0] => $_->[1] =~ s/SERVER/203.0.113.10/r } ['open-line', $open_line], ['firewall-line', $firewall_line]);
+is(fact('open-line'), '',                            'without BPF: the line that lets a server ask says nothing');
+is(fact('listed'), "203.0.113.10 HTTP/1.1 200\n203.0.113.7 HTTP/1.1 200\n", '... but everybody may ask');
+is(fact('lists-line'), "ok\n",                       '... and README.md\'s line tells so');
+is(fact('firewall-line'), '',                        '... the line for the firewall says nothing');
+is(fact('firewalled'), "203.0.113.10 HTTP/1.1 200\n203.0.113.7 (no connecti\n", '... then only the server may ask');
+is(fact('here'), 'HTTP/1.1 200',                     '... and this host');
+leave_container();
+
 done_testing();
