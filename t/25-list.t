@@ -278,17 +278,7 @@ for (
     }
 }
 for my $flags ([], [qw(-chain prometheus -chain INPUT)]) {
-    fake(run => "(trap '' TERM HUP; sleep 86399) &\nsleep 86399");
-    my $r = serve(get('/metrics'), flags => ['-list', '-timeout', '60m', @$flags], started => sub {
-        my ($pid) = @_;
-        return if fork;
-        patiently(sub { grep { slurp("/proc/$_/cmdline") =~ /86399/ } left_over() });
-        kill KILL => $pid;
-        POSIX::_exit(0);
-    });
-    wait;
-    is($r->{exit}, 'signal 9', 'killed in the middle of a scrape');
-    none_left('... nfprom leaves no process');
+    ends_with_all_when_killed('killed in the middle of a scrape', flags => ['-list', '-timeout', '60m', @$flags]);
 }
 for (
     ['rules without end',               q(cat $OUT; exec yes '-A prometheus -s 10.0.0.1/32 -c 1 1 -j RETURN'),         '60m'],

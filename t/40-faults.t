@@ -151,17 +151,7 @@ for (
     ['born with SIGTERM blocked', sub { POSIX::sigprocmask(POSIX::SIG_BLOCK(), POSIX::SigSet->new(POSIX::SIGTERM())) }],
 ) {
     my ($how, $setup) = @$_;
-    fake(run => "(trap '' TERM HUP; sleep 86399) &\nsleep 86399");
-    my $r = serve(get('/metrics'), setup => $setup, flags => ['-timeout', '60m'], started => sub {
-        my ($pid) = @_;
-        return if fork;
-        patiently(sub { grep { slurp("/proc/$_/cmdline") =~ /86399/ } left_over() });
-        kill KILL => $pid;
-        POSIX::_exit(0);
-    });
-    wait;
-    is($r->{exit}, 'signal 9', "killed in the middle of a scrape, $how");
-    none_left('... nfprom leaves no process');
+    ends_with_all_when_killed("killed in the middle of a scrape, $how", setup => $setup, flags => ['-timeout', '60m']);
 }
 
 # ---- too much of it

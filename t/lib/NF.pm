@@ -27,7 +27,7 @@ our @EXPORT = qw(
     fake fake6 fake_sudo filter_table save commands slurp spew
     get serve converse spawn reap run print_mode shell_limit
     answers parse_metrics parse_openmetrics series value log_lines
-    left_over none_left unprivileged has_net_admin is_root is_sanitized
+    left_over none_left ends_with_all_when_killed unprivileged has_net_admin is_root is_sanitized
     need_root skip_or_fail patiently
 );
 
@@ -332,6 +332,23 @@ sub none_left {
         or diag map { my $c = slurp("/proc/$_/cmdline"); $c =~ tr/\0/ /; "still there: $_ $c\n" } @left;
     kill KILL => @left if @left;
     return $ok;
+}
+
+# A test: nfprom is killed while iptables hangs, and nothing of either is left. How it is served: as for serve().
+sub ends_with_all_when_killed {
+    my ($promise, %how) = @_;
+    fake(run => "(trap '' TERM HUP; sleep 86399) &\nsleep 86399");
+    my $r = serve(get('/metrics'), %how, started => sub {
+        my ($pid) = @_;
+        return if fork;
+        patiently(sub { grep { slurp("/proc/$_/cmdline") =~ /86399/ } left_over() });
+        kill KILL => $pid;
+        POSIX::_exit(0);
+    });
+    wait;
+    is($r->{exit}, 'signal 9', $promise);
+    none_left('... nfprom leaves no process');
+    return;
 }
 
 sub is_root { return $> == 0 }
