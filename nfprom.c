@@ -2171,13 +2171,12 @@ static void end_run(struct run *run, bool is_wanted, usec deadline) {
     while (run->said_len > 0 && run->said[run->said_len - 1] == '\n')
         run->said_len--;
     run->said[run->said_len] = '\0';
-    bool has_ended =
-        is_wanted && !run->timed_out && await(run, deadline) &&
-        recv(run->collector->channel, &run->end, sizeof run->end, 0) == sizeof run->end;
-    if (!has_ended)
-        run->end = (struct end){.status = BY_SIGNAL + SIGKILL};
-    if (!has_ended)
-        dismiss_collector(run->collector);
+    bool is_awaited = is_wanted && !run->timed_out;
+    if (is_awaited && await(run, deadline) &&
+        recv(run->collector->channel, &run->end, sizeof run->end, 0) == sizeof run->end)
+        return;
+    dismiss_collector(run->collector);
+    run->end = (struct end){.status = BY_SIGNAL + SIGKILL};
 }
 
 /* Keeps the end of what the command says. False at its end. */
@@ -2678,6 +2677,26 @@ static enum reading fail_to_start(struct family *family, const struct run *run,
     return READ_FAILED;
 }
 
+/* What came of a run that has ended. The family gets the reason if it is not good. */
+static enum reading conclude(const struct config *config, struct family *family,
+                             struct run *run, const struct ruleset *rs,
+                             enum dialect dialect, bool whole) {
+    const char *command = command_of(family->collector, dialect);
+    /* put_command() may begin with it. */
+    bool is_exec = strncmp(command, "exec ", strlen("exec ")) == 0;
+    struct failure failure = {config,
+                              family->kind,
+                              &family->facts,
+                              run,
+                              rs,
+                              command + (is_exec ? strlen("exec ") : 0),
+                              whole_lines(run)};
+    enum reading reading = judge_run(&failure, run, whole);
+    if (reading != READ_WHOLE)
+        explain(family, &failure);
+    return reading;
+}
+
 /* One run from start to end. What can wait is done while the command gets going: the wait is for
  * it anyway. */
 static enum reading run_once(const struct config *config, struct family *family,
@@ -2711,20 +2730,7 @@ static enum reading run_once(const struct config *config, struct family *family,
     if (!started)
         return fail_to_start(family, &run, lock);
     family->timed_out = run.timed_out;
-    const char *command = command_of(family->collector, dialect);
-    /* put_command() may begin with it. */
-    bool is_exec = strncmp(command, "exec ", strlen("exec ")) == 0;
-    struct failure failure = {config,
-                              family->kind,
-                              &family->facts,
-                              &run,
-                              rs,
-                              command + (is_exec ? strlen("exec ") : 0),
-                              whole_lines(&run)};
-    enum reading reading = judge_run(&failure, &run, whole);
-    if (reading != READ_WHOLE)
-        explain(family, &failure);
-    return reading;
+    return conclude(config, family, &run, rs, dialect, whole);
 }
 
 /* ---- under the lock of the legacy tables */
@@ -2755,7 +2761,8 @@ static enum reading read_table(const struct config *config, struct family *famil
     enum reading reading = run_once(config, family, rs, DIALECT_SAVE, lock, deadline);
     bool was_busy = family->lock_state == LOCK_BUSY && !family->timed_out;
     bool may_repeat = reading == READ_WHOLE || reading == READ_UNSTEADY;
-    if (was_busy && may_repeat && rs->opened && !rs->nft)
+    bool is_zeroed = rs->opened && !rs->nft; /* perhaps */
+    if (was_busy && may_repeat && is_zeroed)
         reading = run_once(config, family, rs, DIALECT_SAVE, LOCK_WAITED_FOR, deadline);
     family->may_be_zeroed = !rs->nft;
     return reading;
