@@ -10,7 +10,7 @@ use lib "$FindBin::Bin/lib";
 use Test::More;
 use Live;
 
-need(qw(iptables-nft iptables-legacy ip6tables-nft ip6tables-legacy promtool awk flock));
+need(qw(iptables-nft iptables-legacy ip6tables-nft ip6tables-legacy promtool awk flock systemd-nspawn));
 
 # ---- the network
 
@@ -363,5 +363,42 @@ my $before = rules(4);
 ($status, $said) = lan_hosts(edited($script, list => 'seen'));
 is($status, 1, 'where the interface is not there, the list fails');
 is(rules(4), $before, '... and all rules stay');
+
+# ---- README's steps under a real systemd: the timer runs the script, at once and when the list has changed
+
+my ($section) = slurp("$SOURCE/README.md") =~ /^## Each host of a LAN\n(.*?)^(?:###? |\*\*A chain or a tree)/ms or BAIL_OUT('README.md has no section for the hosts of a LAN');
+my ($start_line) = slurp("$SOURCE/README.md") =~ /^make && make install && (systemctl .*nfprom\.socket)$/m;
+my @steps = grep { !/^curl/ } $section =~ /^```sh\n(.*?)^```$/msg;
+my $guest = <<'GUEST';
+#!/bin/bash
+. /srv/nfprom/functions
+there() { iptables -S lan 2>&1 | grep -qF "$1"; }
+scrape() { perl -MIO::Socket::IP -e '$s = IO::Socket::IP->new("127.0.0.1:9914"); print $s "GET /metrics HTTP/1.0\r\n\r\n"; print grep { /^nfprom_bytes_total.*host=/ } <$s>'; }
+ip link set lo up
+make -C source install > /dev/null 2>&1; bash -c "$(cat start-line)"
+iptables -N prometheus; iptables -A prometheus -p tcp --dport 22
+(cd source && bash -e ../steps) 2>&1 | out steps
+scrape | out scrape
+iptables -F FORWARD; iptables -F lan; iptables -X lan
+echo '192.168.1.7 carol' >> /etc/nfprom/hosts
+patiently there carol; scrape | out scrape-later
+systemd-analyze verify lan-hosts.timer lan-hosts.service 2>&1 | out verify
+echo 'nonsense' >> /etc/nfprom/hosts; systemctl start lan-hosts.service
+journalctl --sync; journalctl -q -o cat --no-pager | grep lan-hosts | grep -v ^Started | out journal
+systemctl disable --now lan-hosts.timer 2> /dev/null; /etc/nfprom/lan-hosts remove 2>&1 | out remove
+iptables -S 2>&1 | grep lan | out left
+GUEST
+in_container(guest => $guest, steps => join('', @steps), 'start-line' => $start_line);
+sub hosts_in { return join ' ', sort map { /address="([^"]+)".*direction="([^"]+)".*host="([^"]+)"/ ? "$3=$1-$2" : () } split /\n/, fact($_[0]) }
+like(fact('steps'), qr/\ACreated symlink [^\n]+lan-hosts\.timer'?\.\n\z/, "README's steps say nothing, but that the timer is enabled");
+my %named = (alice => 5, bob => 6, carol => 7);
+sub both_of { return join ' ', map { my $name = $_; map {"$name=192.168.1.$named{$name}/32-$_"} qw(in out) } @_ }
+is(hosts_in('scrape'), both_of(qw(alice bob)), '... and the hosts of the list have their series');
+is(hosts_in('scrape-later'), both_of(qw(alice bob carol)), 'the timer brings what a firewall took away, and a new host');
+is(fact('verify'), '', 'systemd-analyze verify has nothing to say of the units');
+like(fact('journal'), qr/\A(?:lan-hosts: left out, [^\n]*nonsense[^\n]*\n)+\z/, 'in the journal stands what was left out, and nothing else');
+is(fact('remove'), '', 'it can be taken away');
+is(fact('left'), '', '... and nothing is left');
+leave_container();
 
 done_testing();
