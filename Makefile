@@ -127,6 +127,8 @@ install: nfprom
 	$(call put,644,systemd/nfprom.rules.yml,$(DESTDIR)$(DOCDIR)/nfprom.rules.yml)
 	$(call put_named,644,xinetd/nfprom,$(DESTDIR)$(DOCDIR)/xinetd)
 	$(call put,644,systemd/lan-hosts,$(DESTDIR)$(DOCDIR)/lan-hosts)
+	$(call put,644,systemd/tls,$(DESTDIR)$(DOCDIR)/tls)
+	$(call put,644,systemd/stunnel.conf,$(DESTDIR)$(DOCDIR)/stunnel.conf)
 ifneq ($(UNITDIR),)
 	$(INSTALL) -d "$(DESTDIR)$(UNITDIR)" "$(DESTDIR)$(SYSUSERSDIR)" "$(DESTDIR)$(SYSCONFDIR)/default"
 	$(call put,644,systemd/nfprom.sysusers,$(DESTDIR)$(SYSUSERSDIR)/nfprom.conf)
@@ -136,6 +138,10 @@ ifneq ($(UNITDIR),)
 	$(call put,644,systemd/remote.conf,$(DESTDIR)$(DOCDIR)/remote.conf)
 	$(call put,644,systemd/lan-hosts.service,$(DESTDIR)$(DOCDIR)/lan-hosts.service)
 	$(call put,644,systemd/lan-hosts.timer,$(DESTDIR)$(DOCDIR)/lan-hosts.timer)
+	$(call put_named,644,systemd/textfile.conf,$(DESTDIR)$(DOCDIR)/textfile.conf)
+	$(call put,644,systemd/textfile.timer,$(DESTDIR)$(DOCDIR)/textfile.timer)
+	$(call put_named,644,systemd/another-port,$(DESTDIR)$(DOCDIR)/another-port)
+	$(call put,644,systemd/namespace.conf,$(DESTDIR)$(DOCDIR)/namespace.conf)
 	@! grep -qs '^ListenStream=9914' "$(DESTDIR)$(UNITDIR)/nfprom.socket" || { \
 		echo 'nfprom.socket listened on all addresses; from its next restart on it listens on loopback alone. To let a Prometheus'; \
 		echo 'server on another host ask, with its address in place of SERVER:'; \
@@ -159,7 +165,10 @@ uninstall:
 	rm -f "$(DESTDIR)$(SBINDIR)/nfprom" "$(DESTDIR)$(SYSCONFDIR)/default/nfprom" "$(DESTDIR)$(XINETDDIR)/nfprom" \
 		"$(DESTDIR)$(DOCDIR)/README.md" "$(DESTDIR)$(DOCDIR)/nfprom.rules.yml" "$(DESTDIR)$(DOCDIR)/xinetd" \
 		"$(DESTDIR)$(DOCDIR)/legacy.conf" "$(DESTDIR)$(DOCDIR)/sandbox.conf" "$(DESTDIR)$(DOCDIR)/remote.conf" \
-		"$(DESTDIR)$(DOCDIR)/lan-hosts" "$(DESTDIR)$(DOCDIR)/lan-hosts.service" "$(DESTDIR)$(DOCDIR)/lan-hosts.timer"
+		"$(DESTDIR)$(DOCDIR)/lan-hosts" "$(DESTDIR)$(DOCDIR)/lan-hosts.service" "$(DESTDIR)$(DOCDIR)/lan-hosts.timer" \
+		"$(DESTDIR)$(DOCDIR)/tls" "$(DESTDIR)$(DOCDIR)/stunnel.conf" \
+		"$(DESTDIR)$(DOCDIR)/textfile.conf" "$(DESTDIR)$(DOCDIR)/textfile.timer" \
+		"$(DESTDIR)$(DOCDIR)/another-port" "$(DESTDIR)$(DOCDIR)/namespace.conf"
 	rmdir "$(DESTDIR)$(DOCDIR)" 2> /dev/null || true
 ifneq ($(UNITDIR),)
 	rm -f "$(DESTDIR)$(UNITDIR)/nfprom.socket" "$(DESTDIR)$(UNITDIR)/nfprom@.service" "$(DESTDIR)$(SYSUSERSDIR)/nfprom.conf"

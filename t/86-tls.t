@@ -1,6 +1,6 @@
 #!/usr/bin/perl
 
-# TLS as README.md has it: its commands make the certificates and the configuration, stunnel and xinetd serve with them, and
+# TLS as README.md has it: systemd/tls makes the certificates and the configuration, stunnel and xinetd serve with them, and
 # curl and a real Prometheus ask with its scrape_configs. Whoever has no certificate of this CA gets nothing, and nfprom is not
 # even asked.
 
@@ -25,10 +25,10 @@ my $readme = $ENV{NFPROM_README} || "$SOURCE/README.md";
 my ($section) = slurp($readme) =~ /^### TLS\n(.*?)(?=^##|\z)/ms;
 my %blocks;
 push @{ $blocks{$1} }, $2 while ($section || '') =~ /^```(\w+)\n(.*?)^```$/msg;
-is_deeply({ map { $_ => scalar @{ $blocks{$_} } } keys %blocks }, { sh => 1, yaml => 1 }, 'README.md has one block of commands for TLS and one for Prometheus')
-    or do { done_testing(); exit 1 };
-my ($commands, $yaml) = map { $blocks{$_}[0] } qw(sh yaml);
-is($commands =~ s/^(curl .*)\n\z//m, 1, 'the last command asks with curl');
+is(scalar @{ $blocks{sh} || [] }, 4, 'README.md has four commands for TLS') or do { done_testing(); exit 1 };
+is(scalar @{ $blocks{yaml} || [] }, 1, 'and one job for Prometheus') or do { done_testing(); exit 1 };
+my ($commands, $yaml) = (join('', @{ $blocks{sh} }), $blocks{yaml}[0]);
+is($commands =~ s{^cd /etc/stunnel && (curl .*)\n\z}{}m, 1, 'the last command asks with curl');
 my $curl = $1;
 
 # In its own words, but for what is in /etc. What is not of this directory is only written down.
@@ -42,9 +42,10 @@ for my $program (qw(apt-get systemctl)) {
 
 sub make_it {
     my ($under) = @_;
-    Live::must('mkdir', '-p', "$under/stunnel");
+    Live::must('mkdir', '-p', "$under/stunnel", "$under/source/systemd");
+    spew("$under/source/systemd/$_", slurp("$SOURCE/systemd/$_") =~ s{/etc/(?=stunnel)}{$under/}gr) for qw(tls stunnel.conf);
     local $ENV{PATH} = "$DIR/bin:$ENV{PATH}";
-    my ($status, $out, $said) = run('', 'sh', '-e', '-c', $commands =~ s{/etc/}{$under/}gr);
+    my ($status, $out, $said) = run('', 'sh', '-e', '-c', "cd $under/source\n$commands");
     is($status, 0, 'the commands run to their end') or diag($out, $said);
     return;
 }
@@ -71,6 +72,19 @@ for (['server', 'sslserver'], ['client', 'sslclient']) {
     is($status, 0, "$name.pem is a certificate of the CA for its purpose") or diag($said);
     ($status) = run('', qw(openssl x509 -noout -checkend), 9 * 365 * 86400, '-in', "$stunnel/$name.pem");
     is($status, 0, "$name.pem is good for nine years");
+}
+
+# Once more, for another address: the CA stays, and so what Prometheus has.
+{
+    my $ca = slurp("$stunnel/ca.pem");
+    my ($status, $out, $said) = run('', 'sh', "$etc/source/systemd/tls", 'DNS:alpha.example');
+    is($status, 0, 'the script runs again') or diag($out, $said);
+    is(slurp("$stunnel/ca.pem"), $ca, 'with the same CA');
+    ($status) = run('', qw(openssl verify -x509_strict -verify_hostname alpha.example), '-CAfile', "$stunnel/ca.pem", "$stunnel/server.pem");
+    is($status, 0, 'and a certificate for the name');
+    ($status, $out, $said) = run('', 'sh', "$etc/source/systemd/tls", '203.0.113.140');
+    is("$status $out$said", "1 tls: tls IP:ADDRESS, or tls DNS:NAME\n", 'what is no address and no name is refused');
+    Live::must('sh', "$etc/source/systemd/tls", 'IP:203.0.113.140');
 }
 
 # A CA of somebody else, with certificates of the same names; and one that the holder of our client's key made.
@@ -201,7 +215,7 @@ Live::must('cp', "$other/client.pem", "$there/other-client.pem");
 Live::must('chown', '-R', 'nobody', $there, "$DIR/data");
 
 $yaml =~ s{/etc/}{$etc/}g;
-is($yaml =~ s/^scrape_configs:\n//, 1, 'the other block is scrape_configs');
+like($yaml, qr/\A  - job_name: nfprom\n/, 'the other block is a job');
 sub job {
     my ($name, $edit) = @_;
     local $_ = $yaml;

@@ -35,7 +35,8 @@ CLIENT
 my $guest = <<'GUEST';
 #!/bin/bash
 . /srv/nfprom/functions
-recipe() { bash -eu "recipe-$1" 2>&1 | out "recipe-$1"; }
+recipe() { in_source "$1" 2>&1 | out "recipe-$1"; }
+in_source() { (cd source && bash -eu "../recipe-$1"); }
 scrape() { perl client "${1:-9914}" 2>&1; }
 # Those that run or have failed; one that a timer starts stays loaded.
 units() { systemctl list-units --state=active,activating,reloading,deactivating,failed --no-legend 'nfprom*@*.service'; }
@@ -177,7 +178,7 @@ COMMIT
 RULES
 scrape | out netns-again; settled
 rm -r /etc/systemd/system/nfprom@.service.d
-sed -i s/nfprom@/nfprom-forward@/ recipe-netns; bash -eu recipe-netns
+sed -i s/nfprom@/nfprom-forward@/ recipe-netns; in_source netns
 echo NFPROM_FLAGS= > /etc/default/nfprom-forward
 scrape 9915 | out netns-port; scrape | out netns-port-other
 
@@ -187,20 +188,23 @@ install -D -m 644 source/systemd/legacy.conf /etc/systemd/system/nfprom@.service
 echo 'NFPROM_FLAGS=-variant legacy' > /etc/default/nfprom
 rm -f $directory/*; textfile; cp $directory/nfprom.prom out/legacy-textfile
 fake iptables-legacy-save 'exit 3'; textfile; there | out legacy-textfile-failed; unfake
-rm -r /etc/systemd/system/nfprom-forward@.service.d; bash -eu recipe-port
+rm -r /etc/systemd/system/nfprom-forward@.service.d; in_source port
 echo 'NFPROM_FLAGS=-variant legacy' > /etc/default/nfprom-forward; scrape 9915 | out legacy-port
+sh source/systemd/another-port forward port 2>&1 | out port-wrong
+sh source/systemd/another-port forward remove > /dev/null 2>&1
+{ find /etc -name '*nfprom-forward*' -not -path '*/nfprom-forward@.service.d*'; systemctl list-units --no-legend nfprom-forward.socket; } | out port-removed
 GUEST
 
 # ---- what README.md says to do
 
-# The commands of each section: its blocks for the shell, and what stands in the text as a command, in their order.
+# The commands of each section: its blocks for the shell, as one script.
 sub sections {
     my ($text) = @_;
     my (%commands, $title, $block);
     for (split /^/, $text) {
         if (defined $block) {
             if (/^```$/) {
-                push @{ $commands{$title} }, $block if defined $title && $block =~ s/\A```sh\n//;
+                $commands{$title} .= $block if defined $title && $block =~ s/\A```sh\n//;
                 undef $block;
             } else {
                 $block .= $_;
@@ -209,8 +213,6 @@ sub sections {
             $block = $_;
         } elsif (/^#+ (.*)$/) {
             $title = $1;
-        } elsif (defined $title) {
-            push @{ $commands{$title} }, "$_\n" for /`((?:nfprom|echo) [^`]+)`/g;
         }
     }
     return \%commands;
@@ -220,20 +222,19 @@ my $readme = slurp("$SOURCE/README.md");
 my ($start_line) = $readme =~ /^make && make install && (systemctl .*nfprom\.socket)$/m;
 my ($cron_line)  = $readme =~ /^(cd .* && \S*nfprom -print > .*)$/m;
 my %recipes = (
-    'In a terminal, and for node_exporter' => [qw(terminal textfile)],
-    'Two chains in one target'             => [qw(chains)],
-    'Another chain on another port'        => [qw(port)],
-    'Another network namespace'            => [qw(netns)],
-    'A chain in the table raw'             => [qw(raw)],
+    terminal => 'In a terminal',
+    textfile => 'A file for node_exporter',
+    chains   => 'Two chains in one target',
+    port     => 'Another chain on another port',
+    netns    => 'Another network namespace',
+    raw      => 'A chain in the table raw',
 );
 my $sections = sections($ENV{NFPROM_README} ? slurp($ENV{NFPROM_README}) : $readme);
 my %script;
-for my $title (sort keys %recipes) {
-    my @commands = @{ $sections->{$title} || [] };
-    my @names    = @{ $recipes{$title} };
-    is(scalar @commands, scalar @names, "README.md has the recipe: $title");
-    @script{@names} = @commands;
+for my $name (sort keys %recipes) {
+    ok($script{$name} = $sections->{ $recipes{$name} }, "README.md has the recipe: $recipes{$name}");
 }
+is($script{netns} && $script{netns} =~ s/NAME/blue/, 1, 'and there the name of the namespace to be put in');
 ok($script{cron} = $cron_line, 'and a line for cron');
 ok($start_line, 'and a line that starts the socket unit');
 if (!Test::More->builder->is_passing) {
@@ -353,6 +354,8 @@ is(packets('netns-port-other'), 31,                  'and the first port has the
 is(packets('legacy-textfile'), 92,                   'the file from the timer goes with the drop-in for the legacy backend');
 is(fact('legacy-textfile-failed'), '',               'where a failure takes it away too');
 is(packets('legacy-port'), 92,                       'and so do the copies');
+like(fact('port-wrong'), qr/\Aanother-port: [^\n]*\n\z/, 'the script says in a line what is wrong with its arguments');
+is(fact('port-removed'), '',                         'and it can take away what it has made');
 
 leave_container();
 
