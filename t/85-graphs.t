@@ -44,21 +44,31 @@ sub no_more {
     exit 1;
 }
 
+# A configuration with README's blocks under the keys that it has already.
+sub pasted {
+    my ($text, $rules, $job) = @_;
+    is($text =~ s/^(rule_files:.*\n)/$1$rules/m + $text =~ s/^(scrape_configs:.*\n)/$1$job/m, 2, 'the configuration has both keys');
+    return $text;
+}
+
 sub blocks {
     my ($language, $section) = @_;
     return map { $_->[2] } grep { $_->[1] eq $language && (!$section || $_->[0] eq $section) } @blocks;
 }
 
-my @configs    = grep { /^scrape_configs:/m } blocks('yaml');
-my ($config)   = grep { /^ *- job_name: nfprom$/m } @configs;
+my @jobs       = grep { /\A  - job_name: nfprom$/m } blocks('yaml');
+my ($job)      = grep { !/\.pem/ } @jobs;    # the certificates of the other are made in t/86-tls.t, and it with them
+my ($list)     = grep { /^  - [\w.-]+\.yml$/m } blocks('yaml');
 my ($examples) = grep { /^nfprom_packets_total/m } blocks('', 'A first scrape');
 my ($listing)  = grep { /^# iptables -nvL/m } blocks('', 'A first scrape');
 my @commands   = grep { /^ *iptables /m } blocks('sh', 'The chain');
 my @queries;    # [question, query]
 for my $block (blocks('promql', 'From nothing to graphs')) { push @queries, [$1, $2] while $block =~ /^# (.*)\n([^#\n].*)$/mg }
 
-ok($config, 'README has a scrape config') or no_more();
-is(scalar(@configs), scalar(blocks('yaml')), 'each of its yaml blocks is one');
+ok($job, 'README has a job to scrape') or no_more();
+ok($list, 'and a name to put under rule_files') or no_more();
+is(1 + @jobs, scalar(blocks('yaml')), 'each of its yaml blocks is one or the other');
+my $config = pasted("rule_files:\nscrape_configs:\n", $list, $job);
 is(2 * @queries, scalar(grep { /\S/ } map { split /\n/ } blocks('promql', 'From nothing to graphs')), 'its promql blocks are questions, each with one line for answer');
 ok($examples && $listing, 'it shows a first scrape');
 is(scalar(@commands), 2, 'it makes a chain, and sends the packets through it');
@@ -66,16 +76,18 @@ is(scalar(@commands), 2, 'it makes a chain, and sends the packets through it');
 # ---- the scrape config and the rules, as promtool sees them
 
 mkdir "$DIR/prometheus";
-my ($rules_name) = $config =~ /^rule_files: *\[?"?(?:\n *- *)?([\w.-]+)/m;
+my ($rules_name) = $list =~ /^ *- ([\w.-]+)$/m;
 ok($rules_name, 'the configuration names the file of the rules') or no_more();
 is($rules_name, 'nfprom.rules.yml', 'as it is called here') or no_more();
 my $rules = slurp("$SOURCE/systemd/$rules_name");
 is($rules =~ s/^( +interval: )1m\b/${1}1s/mg, 1, 'it names one interval, which is a second here');
 my $rules_file = spew("$DIR/prometheus/$rules_name", $rules);
-for my $i (0 .. $#configs) {
-    next if $configs[$i] =~ /\.pem/;    # its certificates are made in t/86-tls.t, and it with them
-    my ($status, @said) = run('', qw(promtool check config), spew("$DIR/prometheus/config.$i.yml", $configs[$i]));
-    is($status, 0, "promtool check config, block $i") or diag(@said);
+my %configs = ('by itself' => $config);
+my $debian = '/etc/prometheus/prometheus.yml';
+$configs{'in that of the package'} = pasted(slurp($debian), $list, $job) if -e $debian;
+for my $where (sort keys %configs) {
+    my ($status, @said) = run('', qw(promtool check config), spew("$DIR/prometheus/checked.yml", $configs{$where}));
+    is($status, 0, "promtool check config: $where") or diag(@said);
 }
 {
     my ($status, @said) = run('', qw(promtool check rules), $rules_file);
