@@ -483,6 +483,8 @@ my %CASES = (
         ['not at once', [samples('nfprom_scrape_success', '1 1 stale', %ip)], '3+HOLD'],
         ['there is one', [samples('nfprom_scrape_success', '1+0x60', %ip)], 60],
         ['it failed, but is there', [samples('nfprom_scrape_success', '0+0x60', %ip)], 60],
+        ['the only one is down, which has an alert', [samples('nfprom_scrape_success', '1 1 stale', %ip), samples('up', '1 1 0+0x60')], 60],
+        ['it answers, but no metrics come', [samples('up', '1+0x60')], '0+HOLD', [{}, 1]],
     ],
     NfpromTrafficStopped => [
         ['it stopped', [bytes($STOPS)], "$DAYS+20+HOLD", [{%stopped}, 0]],
