@@ -2546,7 +2546,7 @@ static const struct advice {
      put_no_details},
     {went_through_sudo,
      "; nfprom has no CAP_NET_ADMIN: give it that capability, ambient (systemd: "
-     "AmbientCapabilities=CAP_NET_ADMIN; README, Others: setpriv), or a line in sudoers "
+     "AmbientCapabilities=CAP_NET_ADMIN; README, Other super-servers: setpriv), or a line in sudoers "
      "(README, Rights)",
      put_sudoers_line},
     {lacks_lock,

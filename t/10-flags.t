@@ -165,6 +165,18 @@ for my $help ('-help', '--help', '-help=true') {
     is(scalar @lines / 2, 13, '... a line for each flag');
     like($r->{out}, qr/^  -timeout D +\S.*\(default 8s\)$/m, '... with what it is if it is not given');
 }
+{
+    # README's table has them all, as -help writes them, with what each is if it is not given.
+    open my $readme, '<', "$FindBin::Bin/../README.md" or die "README.md: $!";
+    my ($table) = join('', <$readme>) =~ /^## Flags\n.*?^\|---.*?\n(.*?)\n\n/ms;
+    my %row = map { /^\| (.*?) \| (.*?) \|/ ? ("$1" => $2 =~ s/`//gr) : () } split /\n/, $table // '';
+    my %in_help = run(flags => ['-help'])->{out} =~ /^  (-\w+(?: [A-Z]+)?) +(\S.*)$/mg;
+    is_deeply([sort map { /`(-.*?)`/g } keys %row], [sort keys %in_help], 'README has a row for each flag');
+    for my $flag (grep { $in_help{$_} =~ /\(default \w+\)/ } sort keys %in_help) {
+        my ($default) = $in_help{$flag} =~ /\(default (\w+)\)/;
+        is($row{"`$flag`"}, $default, "... and the default of $flag");
+    }
+}
 for my $flag ('-version', '--version') {
     my $r = run(flags => [$flag]);
     is($r->{exit}, 0, "$flag exits 0");

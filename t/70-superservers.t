@@ -225,10 +225,11 @@ ok(patiently { !our_processes() }, 'no process is left');
 
 # ---- the commands of README.md, in its own words but for the port and the place of nfprom
 
-my ($block) = slurp("$SOURCE/README.md") =~ /^### Others\n.*?^```sh\n(.*?)^```$/ms;
-my ($drop) = ($block || '') =~ /^(drop='.*')$/m;
-my @lines = ($block || '') =~ /^(\$drop .*?)(?: +#.*)?$/mg;
-my ($inetd_line) = slurp("$SOURCE/README.md") =~ /^(9914 stream tcp .*)$/m;
+my ($section) = slurp("$SOURCE/README.md") =~ /^## Other super-servers\n(.*?)^## /ms;
+my $block = join '', ($section // '') =~ /^```sh\n(.*?)^```$/msg;
+my ($drop) = $block =~ /^(drop='.*')$/m;
+my @lines = $block =~ /^(\$drop .*?)(?: +#.*)?$/mg;
+my ($inetd_line) = ($section // '') =~ /^(9914 stream tcp .*)$/m;
 ok($drop, 'README.md has a way to drop root') or BAIL_OUT('README.md');
 is_deeply([map { (split)[1] } @lines], [qw(nfprom socat tcpserver s6-tcpserver)], 'and commands that use it');
 ok($inetd_line, 'and a line for inetd') or BAIL_OUT('README.md');

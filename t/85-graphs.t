@@ -59,18 +59,19 @@ sub blocks {
 my @jobs       = grep { /\A  - job_name: nfprom$/m } blocks('yaml');
 my ($job)      = grep { !/\.pem/ } @jobs;    # the certificates of the other are made in t/86-tls.t, and it with them
 my ($list)     = grep { /^  - [\w.-]+\.yml$/m } blocks('yaml');
-my ($examples) = grep { /^nfprom_packets_total/m } blocks('', 'A first scrape');
-my ($listing)  = grep { /^# iptables -nvL/m } blocks('', 'A first scrape');
-my @commands   = grep { /^ *iptables /m } blocks('sh', 'The chain');
+my ($examples) = grep { /^nfprom_packets_total/m } blocks('', 'A sample');
+my ($listing)  = grep { /^\[.*\] -A prometheus /m } blocks('', 'A sample');
+my ($page)     = grep { /^Comment or rule /m } blocks('', 'A sample');
+my @commands   = grep { /^ *iptables /m } blocks('sh', 'Make the chain');
 my @queries;    # [question, query]
-for my $block (blocks('promql', 'From nothing to graphs')) { push @queries, [$1, $2] while $block =~ /^# (.*)\n([^#\n].*)$/mg }
+for my $block (blocks('promql', 'Questions and their queries')) { push @queries, [$1, $2] while $block =~ /^# (.*)\n([^#\n].*)$/mg }
 
 ok($job, 'README has a job to scrape') or no_more();
 ok($list, 'and a name to put under rule_files') or no_more();
 is(1 + @jobs, scalar(blocks('yaml')), 'each of its yaml blocks is one or the other');
 my $config = pasted("rule_files:\nscrape_configs:\n", $list, $job);
-is(2 * @queries, scalar(grep { /\S/ } map { split /\n/ } blocks('promql', 'From nothing to graphs')), 'its promql blocks are questions, each with one line for answer');
-ok($examples && $listing, 'it shows a first scrape');
+is(2 * @queries, scalar(grep { /\S/ } map { split /\n/ } blocks('promql', 'Questions and their queries')), 'its promql blocks are questions, each with one line for answer');
+ok($examples && $listing && $page, 'it shows a first scrape');
 is(scalar(@commands), 2, 'it makes a chain, and sends the packets through it');
 
 # ---- the scrape config and the rules, as promtool sees them
@@ -145,7 +146,7 @@ sub kernel {
     return \%counted;
 }
 
-# The first scrape, with the counters that it shows; those that it does not are of any size.
+# The first scrape, with the counters that it shows; those that it does not show are those of `make run`.
 {
     my %shown;
     for my $line (split /\n/, $examples) {
@@ -154,11 +155,16 @@ sub kernel {
         $shown{ $rule ? 'last' : "$direction $address tcp $port" }{$kind} = $value;
     }
     is(scalar(keys %shown), 3, 'the first scrape shows three rules');
+    my %counters_of = map { /^(\[\d+:\d+\])( -A prometheus .*)/ ? ($2 => $1) : () } split /\n/, slurp("$FindBin::Bin/run");
     my @lines = split /\n/, must(qw(iptables-save -c -t filter));
     for (grep { /-A prometheus/ } @lines) {
+        my ($rule) = /\](.*)/;
+        ok($counters_of{$rule}, "make run has the rule$rule") or next;
+        s/^\[.*?\]/$counters_of{$rule}/;
         my ($key) = /-([sd]) (\S+) .*--[sd]port (\d+)/ ? (($1 eq 'd' ? 'in' : 'out') . " $2 tcp $3") : 'last';
         my $counters = $shown{$key} || {};
-        s/^\[.*?\]/sprintf '[%s:%s]', $counters->{packets} || 1, $counters->{bytes} || 40218840716/e;
+        like($_, qr/^\[$counters->{packets}:/, '... with the packets that README shows') if $counters->{packets};
+        like($_, qr/^\[\d+:$counters->{bytes}\]/, '... and the bytes') if $counters->{bytes};
     }
     my ($status, undef, $said) = run(join("\n", @lines, ''), qw(iptables-restore -c));
     is($status, 0, 'the chain with the counters of the first scrape') or diag($said);
@@ -169,10 +175,21 @@ sub kernel {
     ok($printed{$_}, "README: $_") for grep { /\S/ } split /\n/, $examples;
     is(scalar(grep { /^nfprom_packets_total/ } keys %printed), 8, 'and there are eight rules with the five labels');
 
-    # The list too. Some versions of iptables print protocols as numbers, and spread the columns in other ways.
-    my $clean = sub { return map { s/\s+/ /gr =~ s/ (?:tcp|6) -- / tcp -- /r =~ s/ (?:all|0) -- / all -- /r =~ s/^ | $//gr } split /\n/, $_[0] };
-    my %listed = map { $_ => 1 } $clean->(must(qw(iptables -nvL prometheus)));
-    ok($listed{$_}, "README: $_") for grep { /RETURN/ } $clean->($listing);
+    # Every metric that there is, has a row in README; and every rule that it shows is what iptables prints.
+    my @metrics = sort map { /^# TYPE (\S+)/ ? $1 : () } keys %printed;
+    cmp_ok(scalar @metrics, '>=', 10, 'the metrics have types');
+    is_deeply([grep { slurp($README) !~ /^\|.*`$_`/m } @metrics], [], 'README has a row for each of them');
+    my %listed = map { $_ => 1 } split /\n/, must(qw(iptables-save -c -t filter));
+    ok($listed{$_}, "README: $_") for split /\n/, $listing;
+
+    # The page for people, row by row.
+    my (undef, $html, undef) = run("GET /status HTTP/1.0\r\n\r\n", $NFPROM);
+    my $squeezed = sub { return $_[0] =~ s/<[^>]*>/ /gr =~ s/\s+/ /gr =~ s/^ | $//gr };
+    my @rows = map { $squeezed->($_) } split /(?=<(?:tr|caption)>)/, $html;
+    for my $line (map { $squeezed->($_) } split /\n/, $page) {
+        my $pattern = join '.*', map { quotemeta } split /…/, $line;
+        is(scalar(grep { /\A$pattern\z/ } @rows), 1, "README: $line");
+    }
 }
 
 # ---- more rules, of all the kinds that the queries and alerts are about

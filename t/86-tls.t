@@ -22,7 +22,7 @@ need(qw(iptables-nft iptables-nft-save iptables-nft-restore xinetd setpriv stunn
 # ---- the recipe
 
 my $readme = $ENV{NFPROM_README} || "$SOURCE/README.md";
-my ($section) = slurp($readme) =~ /^### TLS\n(.*?)(?=^##|\z)/ms;
+my ($section) = slurp($readme) =~ /^## TLS\n(.*?)(?=^##|\z)/ms;
 my %blocks;
 push @{ $blocks{$1} }, $2 while ($section || '') =~ /^```(\w+)\n(.*?)^```$/msg;
 is(scalar @{ $blocks{sh} || [] }, 4, 'README.md has four commands for TLS') or do { done_testing(); exit 1 };

@@ -267,14 +267,17 @@ fake iptables-legacy-save 'exec sleep 987'
 scrape > /dev/null & waiting -f 'sleep 987'; rights $pid | out legacy-process-save
 kill $pid; wait; unfake
 
-# ---- and away
-rm -r /etc/systemd/system/nfprom@.service.d
-settled; systemctl disable --now nfprom.socket
-journal > /dev/null
-make -C source uninstall 2>&1 | out uninstall
+# ---- and away, by README.md's own lines, with drop-ins of each kind
+install -D -m 644 source/systemd/remote.conf /etc/systemd/system/nfprom.socket.d/remote.conf
+install -D -m 644 source/systemd/textfile.conf /etc/systemd/system/nfprom@textfile.service.d/textfile.conf
+systemctl daemon-reload; systemctl restart nfprom.socket
+settled; journal > /dev/null
+(cd source && bash -e ../away-lines) 2>&1 | out uninstall
+settled
 files > after; { diff before after; find /usr /etc /var/lib /run -iname '*nfprom*'; } | out left
 systemctl daemon-reload 2>&1 | out reload
-{ journal; systemctl list-unit-files --no-legend 'nfprom*'; } | out reload-journal
+# (That the socket was closed is what PID 1 says.)
+{ journal | grep -v -e 'nfprom\.socket: Deactivated successfully' -e ': Closed nfprom\.socket'; systemctl list-unit-files --no-legend 'nfprom*'; } | out reload-journal
 GUEST
 
 # ---- what README.md says to do
@@ -283,13 +286,15 @@ my $readme = slurp("$SOURCE/README.md");
 my ($start_line) = $readme =~ /^make && make install && (systemctl .*nfprom\.socket)$/m;
 my ($legacy_line) = $readme =~ /^(install .*legacy\.conf .*)$/m;
 my ($open_line) = $readme =~ /^(sed .*remote\.conf .*)$/m;
+my $away_lines = join '', $readme =~ /^(systemctl disable --now nfprom\.socket && .*\n)/m, $readme =~ /^(rm -rf .*\.service\.d .*\n)/m;
 my ($lists_line) = $readme =~ /^(systemd-run .*IPAddressDeny=any .*)$/m;
 ok($start_line, 'README.md has a line that starts the socket unit') or BAIL_OUT('README.md');
 ok($legacy_line, 'and one that installs the drop-in for the legacy backend') or BAIL_OUT('README.md');
 ok($open_line, 'and one that lets a server on another host ask') or BAIL_OUT('README.md');
+ok($away_lines, 'and one that takes all away') or BAIL_OUT('README.md');
 ok($lists_line, 'and one that tells whether lists of addresses work here') or BAIL_OUT('README.md');
 
-in_container(guest => $guest, client => $client, 'open-line' => $open_line =~ s/SERVER/192.0.2.10/r, 'lists-line' => $lists_line, 'start-line' => $start_line, 'legacy-line' => $legacy_line);
+in_container(guest => $guest, client => $client, 'open-line' => $open_line =~ s/SERVER/192.0.2.10/r, 'lists-line' => $lists_line, 'start-line' => $start_line, 'away-lines' => $away_lines, 'legacy-line' => $legacy_line);
 sub answered { return Live::answer(fact($_[0])) }
 
 # The counter of a series that names this much of its labels.
