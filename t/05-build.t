@@ -321,4 +321,18 @@ spew("$etc/$_", "mine\n") for qw(default/nfprom xinetd.d/nfprom);
 like($install->('... over files that were changed'), qr{\A[^\n]*/etc/xinetd\.d/nfprom[^\n]*\n\z}, '... says so in one line');
 is(slurp("$etc/$_"), "mine\n", "... and leaves $_ as it is") for qw(default/nfprom xinetd.d/nfprom);
 
+# ---- README: where its links lead, and the files that it names
+
+{
+    my $readme = slurp("$SOURCE/README.md") =~ s/^```.*?^```$//mgsr;
+    my %anchors = map { (lc($_) =~ s/[^\w -]//gr =~ tr/ /-/r => 1) } $readme =~ /^#+ (.*)$/mg;
+    my @links   = $readme =~ /\]\(#(.*?)\)/g;
+    cmp_ok(scalar @links, '>=', 20, 'README has links to its sections');
+    is_deeply([grep { !$anchors{$_} } @links], [], '... each leads to one');
+    my %listed = map { $_ => 1 } $readme =~ /^- \[.*?\]\(#(.*?)\)/mg;
+    is_deeply([grep { !$listed{ lc($_) =~ s/[^\w -]//gr =~ tr/ /-/r } && $_ ne 'Contents' } $readme =~ /^## (.*)$/mg], [], '... the contents have every section');
+    my %named = map { $_ => 1 } slurp("$SOURCE/README.md") =~ m{(?<![\w/])((?:systemd|xinetd)/[\w.-]*\w)}g;
+    is_deeply([grep { !-e "$SOURCE/$_" } sort keys %named], [], '... the files that it names are there');
+}
+
 done_testing();
