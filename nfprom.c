@@ -2414,7 +2414,8 @@ static bool has_other_words(const struct failure *failure) {
 }
 
 static bool has_native_rules(const struct failure *failure) {
-    return says(failure, "Parsing nftables rule failed");
+    return says(failure, "Parsing nftables rule failed") ||
+           strstr(failure->rs->remark, "is incompatible");
 }
 
 static bool lacks_nft(const struct failure *failure) {
@@ -2453,8 +2454,7 @@ static bool lacks_command(const struct failure *failure) {
  * another one has to do. */
 static bool is_refused(const struct failure *failure) {
     bool sudo_refuses = went_through_sudo(failure) && says(failure, "sudo:");
-    bool does_not_print = strstr(failure->rs->remark, "is incompatible");
-    return sudo_refuses || does_not_print || lacks_command(failure) ||
+    return sudo_refuses || has_native_rules(failure) || lacks_command(failure) ||
            lacks_lock(failure) || lacks_permission(failure);
 }
 

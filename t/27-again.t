@@ -107,6 +107,7 @@ for (
     ends("the usual command $what: that is a failure",  { save => [$refusal], list => [$LIST{RULE}] }, qr/^ipv4: `/m, 'save');
 }
 ends('with -list, a table that iptables-save refuses', { list => [$LIST{EMPTY}], save => ["# Table `filter' is incompatible, use 'nft' tool.\n"] }, 'none', 'list save list', flags => ['-list']);
+ends('... in other words',                             { list => [$LIST{EMPTY}], save => [{ status => 3, err => "Error: unsupported layer 4 protocol value\niptables-save v1.8.9 (nf_tables): Parsing nftables rule failed\n" }] }, 'none', 'list save list', flags => ['-list']);
 
 SKIP: {
     need_root(8);

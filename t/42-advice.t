@@ -30,6 +30,7 @@ advises('... in other words', { err => "iptables-save v1.8.9 (nf_tables): Failed
 advises('... but not if rights are missing', { err => "iptables-save v1.8.9 (nf_tables): Could not fetch rule set generation id: Permission denied (you must be root)\n", status => 4 }, qr/CAP_NET_ADMIN/);
 advises('a word like permission', { err => "Could not determine whether revision 1 is supported, assuming it is.\n", status => 3 }, qr/assuming it is\.$/m);
 advises('native rules that iptables cannot say', { err => "Error: unknown payload offset\niptables-save v1.8.9 (nf_tables): Parsing nftables rule failed\n", status => 3 }, qr/; the table holds native nft rules that iptables cannot express/);
+advises('native rules that make iptables refuse the table', { out => "# Table `filter' is incompatible, use 'nft' tool.\n" }, qr/; the table holds native nft rules that iptables cannot express \(README, What it cannot see\)$/m);
 advises('no memory for a library',     { err => "sh: error while loading shared libraries: libc.so.6: failed to map segment from shared object\n", status => 127 }, qr/; it needs more memory/);
 advises('... nor if memory is', { err => "iptables-save v1.8.9 (nf_tables): Could not fetch rule set generation id: Memory allocation problem\n", status => 4 }, qr/; it needs more memory/);
 advises('a kernel without legacy tables', { err => "iptables-save v1.8.9 (legacy): Cannot initialize: Table does not exist (do you need to insmod?)\n", status => 1 },
