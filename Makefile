@@ -129,6 +129,7 @@ install: nfprom
 	$(call put,644,systemd/lan-hosts,$(DESTDIR)$(DOCDIR)/lan-hosts)
 	$(call put,644,systemd/tls,$(DESTDIR)$(DOCDIR)/tls)
 	$(call put,644,systemd/stunnel.conf,$(DESTDIR)$(DOCDIR)/stunnel.conf)
+	$(call put,644,systemd/nfprom.nft,$(DESTDIR)$(DOCDIR)/nfprom.nft)
 ifneq ($(UNITDIR),)
 	$(INSTALL) -d "$(DESTDIR)$(UNITDIR)" "$(DESTDIR)$(SYSUSERSDIR)" "$(DESTDIR)$(SYSCONFDIR)/default"
 	$(call put,644,systemd/nfprom.sysusers,$(DESTDIR)$(SYSUSERSDIR)/nfprom.conf)
@@ -168,7 +169,8 @@ uninstall:
 		"$(DESTDIR)$(DOCDIR)/lan-hosts" "$(DESTDIR)$(DOCDIR)/lan-hosts.service" "$(DESTDIR)$(DOCDIR)/lan-hosts.timer" \
 		"$(DESTDIR)$(DOCDIR)/tls" "$(DESTDIR)$(DOCDIR)/stunnel.conf" \
 		"$(DESTDIR)$(DOCDIR)/textfile.conf" "$(DESTDIR)$(DOCDIR)/textfile.timer" \
-		"$(DESTDIR)$(DOCDIR)/another-port" "$(DESTDIR)$(DOCDIR)/namespace.conf"
+		"$(DESTDIR)$(DOCDIR)/another-port" "$(DESTDIR)$(DOCDIR)/namespace.conf" \
+		"$(DESTDIR)$(DOCDIR)/nfprom.nft"
 	rmdir "$(DESTDIR)$(DOCDIR)" 2> /dev/null || true
 ifneq ($(UNITDIR),)
 	rm -f "$(DESTDIR)$(UNITDIR)/nfprom.socket" "$(DESTDIR)$(UNITDIR)/nfprom@.service" "$(DESTDIR)$(SYSUSERSDIR)/nfprom.conf"

@@ -2474,7 +2474,10 @@ static void put_chain_commands(struct sink *to, const struct failure *failure) {
     put_tables(to, failure);
     put_format(to, " -I %s ! -i lo -j ", raw ? "PREROUTING" : "INPUT");
     put_word(to, failure->rs->missing);
-    put_string(to, "`, and the same with `OUTPUT ! -o lo`");
+    put_string(
+        to, "`, and the same with `OUTPUT ! -o lo`; without rules and a jump to it a "
+            "chain counts nothing (README, Make the chain, has both); beside native nft "
+            "rules: README, Hosts with native nft rules");
     if (says(failure, "is incompatible") || strstr(failure->rs->remark, "incompatible"))
         put_string(to,
                    "; if it is there, it holds native nft rules or is a base chain of "

@@ -39,6 +39,10 @@ advises('... without their module', { err => "modprobe: FATAL: Module ip_tables 
 advises('legacy in the unit as shipped', { err => "iptables-save v1.8.9 (legacy): Cannot initialize: Address family not supported by protocol\n", status => 1 }, qr/; the legacy backend needs more than the unit allows: the drop-in legacy\.conf/);
 my $none = save({ chains => [':INPUT ACCEPT [1:1]'] });
 advises('no such chain',               { out => $none }, qr/no chain prometheus; make the chain with `.*; if it is in the other backend, use -variant nft or -variant legacy$/m);
+my @both = (qr/no chain prometheus;.* make the chain with `iptables -t filter -N prometheus` and send packets there: .*; without rules and a jump to it a chain counts nothing \(README, Make the chain, has both\); beside native nft rules: README, Hosts with native nft rules(?:;|$)/m);
+advises('... a chain needs rules and a jump, and beside native nft rules there is another way', { out => $none }, @both);
+advises('... -list says the same',     { list => '', err => "iptables: No chain/target/match by that name.\n", status => 1 }, @both, '-list');
+like(slurp("$FindBin::Bin/../README.md"), qr/^##+ $_$/m, "... README has that section: $_") for 'Make the chain', 'Hosts with native nft rules';
 advises('... beside base chains of nft', { out => "# Table `filter' contains incompatible base-chains, use 'nft' tool to list them.\n$none" }, qr/; if it is there, it holds native nft rules or is a base chain of nft/m);
 advises('... in legacy',               { out => $none =~ s/\(nf_tables\)/(legacy)/r }, qr/; if it is in nft, use -variant nft$/m, '-variant', 'legacy');
 advises('... in nft',                  { out => $none }, qr/; if it is in a legacy table, use -variant legacy$/m, '-variant', 'nft');
