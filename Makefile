@@ -126,6 +126,7 @@ install: nfprom
 	$(call put,644,README.md,$(DESTDIR)$(DOCDIR)/README.md)
 	$(call put,644,systemd/nfprom.rules.yml,$(DESTDIR)$(DOCDIR)/nfprom.rules.yml)
 	$(call put,644,systemd/nfprom-dashboard.json,$(DESTDIR)$(DOCDIR)/nfprom-dashboard.json)
+	$(call put,644,systemd/prometheus-agent.yml,$(DESTDIR)$(DOCDIR)/prometheus-agent.yml)
 	$(call put_named,644,xinetd/nfprom,$(DESTDIR)$(DOCDIR)/xinetd)
 	$(call put,644,systemd/lan-hosts,$(DESTDIR)$(DOCDIR)/lan-hosts)
 	$(call put,644,systemd/tls,$(DESTDIR)$(DOCDIR)/tls)
@@ -167,6 +168,7 @@ uninstall:
 	rm -f "$(DESTDIR)$(SBINDIR)/nfprom" "$(DESTDIR)$(SYSCONFDIR)/default/nfprom" "$(DESTDIR)$(XINETDDIR)/nfprom" \
 		"$(DESTDIR)$(DOCDIR)/README.md" "$(DESTDIR)$(DOCDIR)/nfprom.rules.yml" "$(DESTDIR)$(DOCDIR)/nfprom-dashboard.json" \
 		"$(DESTDIR)$(DOCDIR)/xinetd" \
+		"$(DESTDIR)$(DOCDIR)/prometheus-agent.yml" \
 		"$(DESTDIR)$(DOCDIR)/legacy.conf" "$(DESTDIR)$(DOCDIR)/sandbox.conf" "$(DESTDIR)$(DOCDIR)/remote.conf" \
 		"$(DESTDIR)$(DOCDIR)/lan-hosts" "$(DESTDIR)$(DOCDIR)/lan-hosts.service" "$(DESTDIR)$(DOCDIR)/lan-hosts.timer" \
 		"$(DESTDIR)$(DOCDIR)/tls" "$(DESTDIR)$(DOCDIR)/stunnel.conf" \
