@@ -128,6 +128,7 @@ install: nfprom
 	$(call put,644,systemd/nfprom-dashboard.json,$(DESTDIR)$(DOCDIR)/nfprom-dashboard.json)
 	$(call put,644,systemd/prometheus-agent.yml,$(DESTDIR)$(DOCDIR)/prometheus-agent.yml)
 	$(call put_named,644,xinetd/nfprom,$(DESTDIR)$(DOCDIR)/xinetd)
+	$(call put,644,systemd/chain,$(DESTDIR)$(DOCDIR)/chain)
 	$(call put,644,systemd/lan-hosts,$(DESTDIR)$(DOCDIR)/lan-hosts)
 	$(call put,644,systemd/tls,$(DESTDIR)$(DOCDIR)/tls)
 	$(call put,644,systemd/stunnel.conf,$(DESTDIR)$(DOCDIR)/stunnel.conf)
@@ -174,7 +175,8 @@ uninstall:
 		"$(DESTDIR)$(DOCDIR)/tls" "$(DESTDIR)$(DOCDIR)/stunnel.conf" \
 		"$(DESTDIR)$(DOCDIR)/textfile.conf" "$(DESTDIR)$(DOCDIR)/textfile.timer" \
 		"$(DESTDIR)$(DOCDIR)/another-port" "$(DESTDIR)$(DOCDIR)/namespace.conf" \
-		"$(DESTDIR)$(DOCDIR)/nfprom.nft"
+		"$(DESTDIR)$(DOCDIR)/nfprom.nft" \
+		"$(DESTDIR)$(DOCDIR)/chain"
 	rmdir "$(DESTDIR)$(DOCDIR)" 2> /dev/null || true
 ifneq ($(UNITDIR),)
 	rm -f "$(DESTDIR)$(UNITDIR)/nfprom.socket" "$(DESTDIR)$(UNITDIR)/nfprom@.service" "$(DESTDIR)$(SYSUSERSDIR)/nfprom.conf"

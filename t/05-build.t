@@ -206,7 +206,7 @@ my %everywhere = ('etc/default/' => '0755', 'etc/' => '0755', 'usr/' => '0755');
 # What `make install` is to bring: all directories and files with their modes.
 sub expected {
     my (%at) = @_;
-    my %files = ("$at{sbin}/nfprom" => '0755', map { ($_ => '0644') } map {"$at{doc}/$_"} qw(README.md nfprom.rules.yml xinetd lan-hosts tls stunnel.conf nfprom.nft nfprom-dashboard.json prometheus-agent.yml));
+    my %files = ("$at{sbin}/nfprom" => '0755', map { ($_ => '0644') } map {"$at{doc}/$_"} qw(README.md nfprom.rules.yml xinetd lan-hosts tls stunnel.conf nfprom.nft nfprom-dashboard.json prometheus-agent.yml chain));
     $files{$_} = '0644' for !$at{unit} ? () : (
         (map {"$at{doc}/$_.conf"} qw(legacy sandbox remote textfile namespace)), (map {"$at{doc}/$_"} qw(lan-hosts.service lan-hosts.timer textfile.timer another-port)),
         "$at{unit}/nfprom.socket", "$at{unit}/nfprom\@.service", "$at{etc}/default/nfprom", "$at{users}/nfprom.conf");

@@ -335,13 +335,19 @@ for (@BOTH) {
     my ($script)  = $section =~ /^```sh\n(.*?)^```$/ms;
     my ($line)    = $section =~ /^(nfprom_bytes_total\{.*\}) \d+$/m;
     my ($names)   = $section =~ /a meaning already: `(.*?)`/;
+    my ($undo)    = $section =~ /^The undo is the same with `(.*?)`/m;
     must('sh', '-ec', "iptables -N prometheus\n$script");
+    my $once = join "\n", map { $_->[2] } saved_rules(4, 'nft', 'prometheus');
+    must('sh', '-ec', $script);
+    is(join("\n", map { $_->[2] } saved_rules(4, 'nft', 'prometheus')), $once, 'README: names from comments, once more: nothing is there twice');
     my $body = one_shot($NFPROM)->{body};
     like($body, qr/^\Q$line\E 0$/m, 'README: the names of a service');
     my @series = sort map { /service=(\w+)/ } keys %{ exposition($body)->{nfprom_packets_total} };
     is("@series", 'http http https https smtp smtp ssh ssh', 'README: and those of the others');
     must(qw(iptables -A prometheus -p udp -m comment --comment), "nfprom($_=x)") for split / /, $names;
     is(exposition(one_shot($NFPROM)->{body})->{nfprom_label_errors}{'l2proto=ipv4'}, 16, 'README: the names that have a meaning already');
+    must('sh', '-ec', $script =~ s/^( +)iptables -w -C .*/$1$undo/mr);
+    is(scalar(grep { $_->[2] !~ /-p udp / } saved_rules(4, 'nft', 'prometheus')), 0, 'README: the undo takes them away');
     flush_all();
 }
 

@@ -101,10 +101,16 @@ packets() {
     perl client send 203.0.113.140 53 203.0.113.1 9 4
     perl client send 203.0.113.140 0 203.0.113.140 53 3
 }
-recipe raw; packets
+raw_rules() { iptables-save -t "$1" | sed '/^#/d; s/\[.*//'; }
+(cd source && bash -eu ../recipe-chain) 2>&1 | out recipe-chain
+sed -i "s/^SERVICES=.*/SERVICES='dns=udp\/53'/" /etc/nfprom/chain
+raw_rules raw | out raw-before
+recipe raw; raw_rules raw | out raw-once; packets
+recipe raw; raw_rules raw | out raw-twice
 scrape | out raw
 iptables-save -c -t filter | out raw-filter
 settled; journal | out raw-journal
+recipe raw-undo; { raw_rules raw; grep '^TABLE=' /etc/nfprom/chain; ls /etc/default/nfprom 2> /dev/null; } | out raw-undone
 sed s/raw/mangle/g recipe-raw > recipe-mangle; recipe mangle; packets
 scrape | out mangle
 echo NFPROM_FLAGS= > /etc/default/nfprom
@@ -236,6 +242,10 @@ for my $name (sort keys %recipes) {
 }
 is($script{netns} && $script{netns} =~ s/NAME/blue/, 1, 'and there the name of the namespace to be put in');
 ok($script{cron} = $cron_line, 'and a line for cron');
+($script{'raw-undo'}) = $readme =~ /^### A chain in the table raw\n.*?^The undo: `(.*?)`/ms;
+ok($script{'raw-undo'}, 'and an undo of the chain in the table raw');
+($script{chain}) = ($sections->{'The services of this host'} // '') =~ /^(.*install .*systemd\/chain .*)$/m;
+ok($script{chain}, 'and a line that installs the script for the chain');
 ok($start_line, 'and a line that starts the socket unit');
 if (!Test::More->builder->is_passing) {
     done_testing();
@@ -271,7 +281,7 @@ sub packets {
 sub exposure { return fact($_[0]) =~ /: ([0-9.]+)/ ? $1 : 10 }
 # ---- what came out
 
-is(fact("recipe-$_"), '',                            "the commands of the recipe have nothing to say: $_") for qw(chains netns raw mangle);
+is(fact("recipe-$_"), '',                            "the commands of the recipe have nothing to say: $_") for qw(chains netns chain raw raw-undo mangle);
 unlike(fact("recipe-$_"), qr/^(?!Created symlink )./m, "nor have these, but for the links: $_") for qw(textfile port);
 
 like(fact('recipe-terminal'), qr/\Anfprom_bytes_total\{.*port="25"\} 9007199254740992\nnfprom_bytes_total\{.*port="22"\} 415\n\z/,
@@ -329,10 +339,13 @@ is(packets('port-after', port => 8080), 22,          'without effect on the othe
 unlike(fact('port-journal'), qr/^(?!systemd\[1\]: (?:Listening on|Created slice) )./m, 'the journal has no line of a scrape');
 
 for my $table (qw(raw mangle)) {
-    my %labels = (address => '203.0.113.140/32', l3proto => 'udp', port => 53);
+    my %labels = (address => '203.0.113.140/32', l3proto => 'udp', port => 53, service => 'dns');
     is(packets($table, %labels), 6,                  "$table: the packets that came, though the filter drops them");
     is(packets($table, %labels, direction => 'out'), 4, "$table: and those that left, and none of lo");
 }
+is(fact('raw-twice'), fact('raw-once'),              'the recipe for the table raw, once more: nothing is there twice');
+like(fact('raw-once'), qr/^-A PREROUTING ! -i lo -j prometheus$/m, 'the packets that come in are sent there');
+is(fact('raw-undone'), fact('raw-before') . "TABLE=filter\n", 'and the undo leaves nothing');
 like(fact('raw-filter'), qr/^\[(?!21:)\d+:\d+\] -A INPUT -p udp -m udp --dport 53 -j DROP$/m, 'the filter did drop packets');
 is(fact('raw-journal'), '',                          'and nothing is in the journal');
 
