@@ -140,6 +140,8 @@ ifneq ($(UNITDIR),)
 	$(call put,644,systemd/legacy.conf,$(DESTDIR)$(DOCDIR)/legacy.conf)
 	$(call put,644,systemd/sandbox.conf,$(DESTDIR)$(DOCDIR)/sandbox.conf)
 	$(call put,644,systemd/remote.conf,$(DESTDIR)$(DOCDIR)/remote.conf)
+	$(call put_named,644,systemd/nfprom-chain.service,$(DESTDIR)$(DOCDIR)/nfprom-chain.service)
+	$(call put_named,644,systemd/nfprom-chain-again.service,$(DESTDIR)$(DOCDIR)/nfprom-chain-again.service)
 	$(call put,644,systemd/lan-hosts.service,$(DESTDIR)$(DOCDIR)/lan-hosts.service)
 	$(call put,644,systemd/lan-hosts.timer,$(DESTDIR)$(DOCDIR)/lan-hosts.timer)
 	$(call put_named,644,systemd/textfile.conf,$(DESTDIR)$(DOCDIR)/textfile.conf)
@@ -176,7 +178,8 @@ uninstall:
 		"$(DESTDIR)$(DOCDIR)/textfile.conf" "$(DESTDIR)$(DOCDIR)/textfile.timer" \
 		"$(DESTDIR)$(DOCDIR)/another-port" "$(DESTDIR)$(DOCDIR)/namespace.conf" \
 		"$(DESTDIR)$(DOCDIR)/nfprom.nft" \
-		"$(DESTDIR)$(DOCDIR)/chain"
+		"$(DESTDIR)$(DOCDIR)/chain" \
+		"$(DESTDIR)$(DOCDIR)/nfprom-chain.service" "$(DESTDIR)$(DOCDIR)/nfprom-chain-again.service"
 	rmdir "$(DESTDIR)$(DOCDIR)" 2> /dev/null || true
 ifneq ($(UNITDIR),)
 	rm -f "$(DESTDIR)$(UNITDIR)/nfprom.socket" "$(DESTDIR)$(UNITDIR)/nfprom@.service" "$(DESTDIR)$(SYSUSERSDIR)/nfprom.conf"

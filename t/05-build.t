@@ -208,7 +208,7 @@ sub expected {
     my (%at) = @_;
     my %files = ("$at{sbin}/nfprom" => '0755', map { ($_ => '0644') } map {"$at{doc}/$_"} qw(README.md nfprom.rules.yml xinetd lan-hosts tls stunnel.conf nfprom.nft nfprom-dashboard.json prometheus-agent.yml chain));
     $files{$_} = '0644' for !$at{unit} ? () : (
-        (map {"$at{doc}/$_.conf"} qw(legacy sandbox remote textfile namespace)), (map {"$at{doc}/$_"} qw(lan-hosts.service lan-hosts.timer textfile.timer another-port)),
+        (map {"$at{doc}/$_.conf"} qw(legacy sandbox remote textfile namespace)), (map {"$at{doc}/$_"} qw(lan-hosts.service lan-hosts.timer nfprom-chain.service nfprom-chain-again.service textfile.timer another-port)),
         "$at{unit}/nfprom.socket", "$at{unit}/nfprom\@.service", "$at{etc}/default/nfprom", "$at{users}/nfprom.conf");
     $files{$_} = '0644' for $at{xinetd} ? "$at{etc}/xinetd.d/nfprom" : ();
     for my $file (keys %files) { while ($file =~ m{/}g) { my $d = substr $file, 0, pos $file; $files{$d} = '0755' if $d ne '/' } }

@@ -31,7 +31,7 @@ our @EXPORT = qw(
     ipt ipt_ok restore saved saved_rules flush_all
     send_udp send_tcp
     one_shot http_get exposition series_of promtool_says
-    in_container fact leave_container
+    in_container boot_again fact leave_container
 );
 
 use constant NAMESPACE => 'NFPROM_TEST_NAMESPACE';    # in the environment of the second start
@@ -408,6 +408,8 @@ sub promtool_says {
 # ---- a real systemd
 
 my $CONTAINER;    # where its root is mounted
+my @FILTER;       # nspawn's option: which system calls it may do beside the usual ones
+my $boots = 0;
 
 # What its scripts have in common, there to be read in. `units` is theirs: the instances of nfprom that are not done.
 my $FUNCTIONS = <<'FUNCTIONS';
@@ -434,7 +436,7 @@ FUNCTIONS
 # many containers. A test: it came to its end.
 sub in_container {
     my (%files) = @_;
-    my @allowed = delete $files{-bpf} // 1 ? '--system-call-filter=bpf' : ();
+    @FILTER = delete $files{-bpf} // 1 ? '--system-call-filter=bpf' : ();
     my ($machine, $root) = ("$DIR/machine", "$DIR/machine/root");
     mkdir $machine;
     must(qw(mount -t tmpfs -o mode=755 none), $machine);
@@ -465,6 +467,20 @@ UNIT
     must('mkdir', '-p', "$root/etc/systemd/system.conf.d");
     spew("$root/etc/systemd/system.conf.d/live-test.conf", "[Manager]\nDefaultStartLimitIntervalSec=0\n");
 
+    return boot();
+}
+
+# The same container once more, as after a reboot: with what was written there, and without its rules. A test, like the first.
+sub boot_again {
+    my ($guest) = @_;
+    unlink "$CONTAINER/srv/nfprom/done";
+    spew("$CONTAINER/srv/nfprom/guest", $guest);
+    return boot();
+}
+
+sub boot {
+    my $root = $CONTAINER;
+
     # systemd 262 does not boot beside control groups of version 1. Lists of addresses are programs in the kernel: they need version 2
     # as well, and the system call bpf.
     my $groups = '/sys/fs/cgroup';
@@ -476,8 +492,9 @@ UNIT
     # A control group of its own, so that two such containers do not take each other's away.
     my $group     = "$groups/nfprom-test-$$";
     my $enter     = 'mkdir "$0" && echo $$ > "$0/cgroup.procs" && exec "$@"';
-    my $container = start("$DIR/console", 'sh', '-c', $enter, $group, 'systemd-nspawn', '-q', '-D', $root, '-b', '--private-network',
-        '--capability=CAP_NET_ADMIN,CAP_NET_RAW', @allowed, '--register=no', '--keep-unit', '--console=read-only',
+    my $machine   = 'nfprom-test-' . ++$boots;    # systemd 257 keeps a mount point for each name
+    my $container = start("$DIR/console", 'sh', '-c', $enter, $group, 'systemd-nspawn', '-q', '-D', $root, '-b', "--machine=$machine", '--private-network',
+        '--capability=CAP_NET_ADMIN,CAP_NET_RAW', @FILTER, '--register=no', '--keep-unit', '--console=read-only',
         'systemd.unit=live-test.service');
     my $done;
     patiently { $done = -e "$root/srv/nfprom/done" or ended($container) } 1700;
