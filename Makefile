@@ -2,7 +2,8 @@
 #
 # Packagers set CC, CPPFLAGS, CFLAGS, LDFLAGS, PREFIX, SBINDIR, UNITDIR, SYSUSERSDIR, SYSCONFDIR, XINETDDIR, DOCDIR and DESTDIR, or what GNU
 # calls prefix, sbindir, sysconfdir and docdir. `make SAN=1` builds with the address and undefined-behaviour sanitizers.
-VERSION = 1.0.0
+# -version, build_info, the manual and the package have the version from here.
+VERSION = 1.1.0
 
 PREFIX ?= $(or $(prefix),/usr/local)
 SBINDIR ?= $(or $(sbindir),$(PREFIX)/sbin)
@@ -40,15 +41,20 @@ COMPILE = $(CC) $(STANDARD) $(WARNINGS) $(CPPFLAGS) $(CFLAGS) $(SANITIZE) $(LDFL
 # What is built again for other flags: all but what `make install` finds, which packagers call without them.
 REBUILD = $(if $(filter install%,$(MAKECMDGOALS)),,.compiled-with)
 
-nfprom: nfprom.c parse.c parse.h $(REBUILD)
+nfprom: nfprom.c parse.c parse.h $(REBUILD) ## build the program (this is what make alone does)
 	$(COMPILE) -o $@ nfprom.c parse.c
 
 all: nfprom
 
+# Each line of this file with a target and ## is a line of it.
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.* ## \(.*\)/\1 \2/p' Makefile | \
+		while read -r target what; do printf 'make %-15s %s\n' "$$target" "$$what"; done
+
 # One file for any Linux of a processor: static, stripped (by the linker, since `strip` is not the one of a cross compiler), and
 # the same bytes from the same compiler. glibc says that a name in -addr, unlike an address, needs its shared libraries then.
 RELEASE = nfprom-$(VERSION)-linux-$(firstword $(subst -, ,$(shell $(CC) -dumpmachine)))
-release:
+release: ## build one static, stripped file for any Linux of a processor
 	$(COMPILE) -g0 -static -s -o $(RELEASE) nfprom.c parse.c
 	@sha256sum $(RELEASE)
 
@@ -59,11 +65,11 @@ t/parse: t/parse.c parse.c parse.h .compiled-with
 .compiled-with: force
 	@echo "$(COMPILE)" | cmp -s - $@ || echo "$(COMPILE)" > $@
 
-test: nfprom t/parse t/fuzz t/series
+test: nfprom t/parse t/fuzz t/series ## run the tests; as root, for those with iptables
 	prove t/
 
 # Each with warnings as errors, then valgrind; the sanitizers' turn is `make SAN=1 test`.
-lint:
+lint: ## check the C code with gcc, clang, clang-tidy, cppcheck, valgrind
 	gcc -c -fanalyzer -Werror -O2 $(STANDARD) $(WARNINGS) nfprom.c -o /dev/null
 	gcc -c -fanalyzer -Werror -O2 $(STANDARD) $(WARNINGS) parse.c -o /dev/null
 	clang -fsyntax-only -Werror $(STANDARD) $(WARNINGS) nfprom.c parse.c
@@ -75,7 +81,7 @@ lint:
 # of use to the next run in t/finds/. (Without trace-cmp, twice as fast: the words that matter are in the corpus.)
 FUZZ_SECONDS ?= 60
 FUZZERS = t/fuzz-request t/fuzz-ruleset t/fuzz-list t/fuzz-label t/fuzz-series
-fuzz: $(FUZZERS)
+fuzz: $(FUZZERS) ## feed parse.c with what may come, FUZZ_SECONDS for each grammar
 	for k in request ruleset list label series; do mkdir -p t/finds/$$k && t/fuzz-$$k -max_total_time=$(FUZZ_SECONDS) -max_len=1024 \
 		-artifact_prefix=t/ -print_final_stats=1 t/finds/$$k t/corpus/$$k || exit; done
 
@@ -95,20 +101,20 @@ t/series: t/series.c nfprom.c parse.c parse.h .compiled-with
 
 # What nfprom costs, and whether its bounds hold; as root, four minutes. `make bench BENCH="scrape cpu" BENCH_SAMPLES=4`
 # With BASE=REF also over the nfprom of that git ref, built with the same compiler; six minutes: `make bench BASE=6133bdf`
-bench: nfprom t/bench-run
+bench: nfprom t/bench-run ## measure what nfprom costs; BASE=REF compares it with another one
 	$(if $(BASE),BASE="$(BASE)" CC="$(CC)" LDFLAGS="$(LDFLAGS)") t/bench $(BENCH)
 
 t/bench-run: t/bench.c parse.c parse.h .compiled-with
 	$(COMPILE) -o $@ t/bench.c parse.c
 
 # README's test command in a minimal root of each Debian release: bookworm, trixie, forky. As root, half an hour each.
-releases:
+releases: ## run the tests in a root of each Debian release
 	t/releases
 
 # What the tests notice: faults made by rule in parse.c and nfprom.c, a few seconds for most, two hours for 300 of them.
 # The same seed makes the same faults; t/mutate says how to run some of them again.
 MUTATE_COUNT ?= 300
-mutate:
+mutate: ## see whether the tests notice faults that are made by rule
 	t/mutate $(or $(MUTATE_SEED),$(shell date +%Y%m%d)) $(MUTATE_COUNT)
 
 # The files name the default places; what is installed names the real ones.
@@ -120,7 +126,7 @@ PLACE = sed -i -e 's|/usr/local/sbin/|$(SBINDIR)/|' -e 's|/usr/local/share/doc/n
 put = $(INSTALL) -m $(1) $(2) "$(3).new" && mv -f "$(3).new" "$(3)"
 put_named = $(INSTALL) -m $(1) $(2) "$(3).new" && $(PLACE) "$(3).new" && mv -f "$(3).new" "$(3)"
 
-install: nfprom
+install: nfprom ## install program, units, manual and documents
 	$(INSTALL) -d "$(DESTDIR)$(SBINDIR)" "$(DESTDIR)$(DOCDIR)"
 	$(call put,755,nfprom,$(DESTDIR)$(SBINDIR)/nfprom)
 	$(call put,644,README.md,$(DESTDIR)$(DOCDIR)/README.md)
@@ -160,14 +166,14 @@ ifneq ($(UNITDIR),)
 endif
 
 # Apart, since what lies in xinetd's directory is served from its next reload on. Another file there is somebody's work.
-install-xinetd: install
+install-xinetd: install ## install, and put the file for xinetd in place
 	$(INSTALL) -d "$(DESTDIR)$(XINETDDIR)"
 	@new="$(DESTDIR)$(DOCDIR)/xinetd" old="$(DESTDIR)$(XINETDDIR)/nfprom"; \
 	if test -e "$$old" && ! cmp -s "$$new" "$$old"; then echo "$$old differs from $$new, and is left as it is"; \
 	else $(INSTALL) -m 644 "$$new" "$$old.new" && mv -f "$$old.new" "$$old"; fi
 
 # What `make install` brings, file by file: the directories may be others' too.
-uninstall:
+uninstall: ## remove what these have installed
 	rm -f "$(DESTDIR)$(SBINDIR)/nfprom" "$(DESTDIR)$(SYSCONFDIR)/default/nfprom" "$(DESTDIR)$(XINETDDIR)/nfprom" \
 		"$(DESTDIR)$(DOCDIR)/README.md" "$(DESTDIR)$(DOCDIR)/nfprom.rules.yml" "$(DESTDIR)$(DOCDIR)/nfprom-dashboard.json" \
 		"$(DESTDIR)$(DOCDIR)/xinetd" \
@@ -186,11 +192,11 @@ ifneq ($(UNITDIR),)
 	rmdir "$(DESTDIR)$(UNITDIR)" "$(DESTDIR)$(dir $(UNITDIR))" "$(DESTDIR)$(SYSUSERSDIR)" 2> /dev/null || true
 endif
 
-run: nfprom
+run: nfprom ## show nfprom at work, in a network namespace of its own
 	@t/run "$(ADDR)" "$(PORT)"
 
-clean:
+clean: ## remove what was built
 	rm -f nfprom nfprom-*-linux-* t/parse t/fuzz t/series t/bench-run $(FUZZERS) .compiled-with
 	rm -rf t/finds
 
-.PHONY: force all release releases test lint fuzz bench mutate install install-xinetd uninstall run clean
+.PHONY: force all help release releases test lint fuzz bench mutate install install-xinetd uninstall run clean

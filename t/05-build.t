@@ -112,6 +112,16 @@ SH
     return sub { my @lines = split /\n/, slurp($log); unlink $log; return @lines };
 }
 
+# ---- make help
+
+{
+    my ($status, $said) = make("$SOURCE", {}, '-s', 'help');
+    my %phony = map { $_ => 1 } split ' ', join '', slurp("$SOURCE/Makefile") =~ /^\.PHONY: force all (.*)/m;
+    my %listed = $said =~ /^make (\S+) +(\S[^\n]*)$/mg;
+    is(join(' ', sort keys %listed), join(' ', sort 'nfprom', keys %phony), 'make help has a line for each target');
+    is(join('', grep { !/^make / || length > 90 } split /^/, $said), '', '... and no others, none too long');
+}
+
 # ---- which compiler: `make -n` says it, with and without a musl-gcc in PATH
 
 my $tree = tree('packager');
