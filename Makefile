@@ -1,7 +1,7 @@
 # nfprom: build, test, install, try out.
 #
-# Packagers set CC, CPPFLAGS, CFLAGS, LDFLAGS, PREFIX, SBINDIR, UNITDIR, SYSUSERSDIR, SYSCONFDIR, XINETDDIR, DOCDIR and DESTDIR, or what GNU
-# calls prefix, sbindir, sysconfdir and docdir. `make SAN=1` builds with the address and undefined-behaviour sanitizers.
+# Packagers set CC, CPPFLAGS, CFLAGS, LDFLAGS, PREFIX, SBINDIR, UNITDIR, SYSUSERSDIR, SYSCONFDIR, XINETDDIR, DOCDIR, MANDIR and DESTDIR, or what GNU
+# calls prefix, sbindir, sysconfdir, docdir and mandir. `make SAN=1` builds with the address and undefined-behaviour sanitizers.
 # -version, build_info, the manual and the package have the version from here.
 VERSION = 1.1.0
 
@@ -11,6 +11,7 @@ SBINDIR ?= $(or $(sbindir),$(PREFIX)/sbin)
 UNITDIR ?= $(PREFIX)/lib/systemd/system
 SYSUSERSDIR ?= $(PREFIX)/lib/sysusers.d
 DOCDIR ?= $(or $(docdir),$(PREFIX)/share/doc/nfprom)
+MANDIR ?= $(or $(mandir),$(PREFIX)/share/man)
 SYSCONFDIR ?= $(or $(sysconfdir),/etc)
 XINETDDIR ?= $(SYSCONFDIR)/xinetd.d
 INSTALL ?= install
@@ -68,13 +69,15 @@ t/parse: t/parse.c parse.c parse.h .compiled-with
 test: nfprom t/parse t/fuzz t/series ## run the tests; as root, for those with iptables
 	prove t/
 
-# Each with warnings as errors, then valgrind; the sanitizers' turn is `make SAN=1 test`.
-lint: ## check the C code with gcc, clang, clang-tidy, cppcheck, valgrind
+# gcc, clang, clang-tidy, cppcheck; mandoc and groff for the manual; then valgrind. The sanitizers' turn is `make SAN=1 test`.
+lint: ## check the C code, and the manual, with warnings as errors
 	gcc -c -fanalyzer -Werror -O2 $(STANDARD) $(WARNINGS) nfprom.c -o /dev/null
 	gcc -c -fanalyzer -Werror -O2 $(STANDARD) $(WARNINGS) parse.c -o /dev/null
 	clang -fsyntax-only -Werror $(STANDARD) $(WARNINGS) nfprom.c parse.c
 	clang-tidy --quiet --warnings-as-errors='*' nfprom.c parse.c -- $(STANDARD)
 	cppcheck --quiet --error-exitcode=1 --std=c11 --enable=warning,performance,portability --inline-suppr nfprom.c parse.c
+	mandoc -Tlint systemd/nfprom.8
+	! groff -ww -man -Tutf8 -z systemd/nfprom.8 2>&1 | grep .
 	t/valgrind
 
 # parse.c against what it may be fed, FUZZ_SECONDS for each of its grammars, and the series that become of rules; a broken promise leaves its input in t/, what is
@@ -117,9 +120,18 @@ MUTATE_COUNT ?= 300
 mutate: ## see whether the tests notice faults that are made by rule
 	t/mutate $(or $(MUTATE_SEED),$(shell date +%Y%m%d)) $(MUTATE_COUNT)
 
+# The section OPTIONS of the manual, from the flags that nfprom itself lists. The manual lies in git whole, so that who builds for
+# another processor, and cannot run nfprom, has it too.
+man: nfprom ## write the flags that -help lists into the manual, systemd/nfprom.8
+	./nfprom -help | sed -n -E -e '1s/.*/.\\" From here to EXIT STATUS: written by make man, from nfprom -help./p' \
+		-e '/^Examples:/q' -e 's/-/\\-/g' -e 's/^([A-Z].*):$$/.SS \1/p' \
+		-e 's/^  (\S+) ([A-Z]+) +(.*)/.TP\n.BI "\1 " \2\n\3/p' -e 's/^  (\S+) +(.*)/.TP\n.B \1\n\2/p' > systemd/nfprom.8.new
+	sed -i -e '/^\.SH OPTIONS/,/^\.SH EXIT STATUS/{//!d}' -e '/^\.SH OPTIONS/r systemd/nfprom.8.new' systemd/nfprom.8
+	@rm -f systemd/nfprom.8.new
+
 # The files name the default places; what is installed names the real ones.
 PLACE = sed -i -e 's|/usr/local/sbin/|$(SBINDIR)/|' -e 's|/usr/local/share/doc/nfprom/|$(DOCDIR)/|' \
-	-e 's|/etc/default/|$(SYSCONFDIR)/default/|'
+	-e 's|/etc/default/|$(SYSCONFDIR)/default/|' -e 's|@VERSION@|$(VERSION)|'
 
 # Each file is written under another name and renamed: whoever starts nfprom meanwhile finds the old one or the new one, whole.
 # $(call put,MODE,FILE,PLACE); put_named also lets it name the real places.
@@ -127,8 +139,9 @@ put = $(INSTALL) -m $(1) $(2) "$(3).new" && mv -f "$(3).new" "$(3)"
 put_named = $(INSTALL) -m $(1) $(2) "$(3).new" && $(PLACE) "$(3).new" && mv -f "$(3).new" "$(3)"
 
 install: nfprom ## install program, units, manual and documents
-	$(INSTALL) -d "$(DESTDIR)$(SBINDIR)" "$(DESTDIR)$(DOCDIR)"
+	$(INSTALL) -d "$(DESTDIR)$(SBINDIR)" "$(DESTDIR)$(DOCDIR)" "$(DESTDIR)$(MANDIR)/man8"
 	$(call put,755,nfprom,$(DESTDIR)$(SBINDIR)/nfprom)
+	$(call put_named,644,systemd/nfprom.8,$(DESTDIR)$(MANDIR)/man8/nfprom.8)
 	$(call put,644,README.md,$(DESTDIR)$(DOCDIR)/README.md)
 	$(call put,644,systemd/nfprom.rules.yml,$(DESTDIR)$(DOCDIR)/nfprom.rules.yml)
 	$(call put,644,systemd/nfprom-dashboard.json,$(DESTDIR)$(DOCDIR)/nfprom-dashboard.json)
@@ -186,7 +199,8 @@ uninstall: ## remove what these have installed
 		"$(DESTDIR)$(DOCDIR)/nfprom.nft" \
 		"$(DESTDIR)$(DOCDIR)/chain" \
 		"$(DESTDIR)$(DOCDIR)/nfprom-chain.service" "$(DESTDIR)$(DOCDIR)/nfprom-chain-again.service"
-	rmdir "$(DESTDIR)$(DOCDIR)" 2> /dev/null || true
+	rm -f "$(DESTDIR)$(MANDIR)/man8/nfprom.8"
+	rmdir "$(DESTDIR)$(DOCDIR)" "$(DESTDIR)$(MANDIR)/man8" 2> /dev/null || true
 ifneq ($(UNITDIR),)
 	rm -f "$(DESTDIR)$(UNITDIR)/nfprom.socket" "$(DESTDIR)$(UNITDIR)/nfprom@.service" "$(DESTDIR)$(SYSUSERSDIR)/nfprom.conf"
 	rmdir "$(DESTDIR)$(UNITDIR)" "$(DESTDIR)$(dir $(UNITDIR))" "$(DESTDIR)$(SYSUSERSDIR)" 2> /dev/null || true
@@ -199,4 +213,4 @@ clean: ## remove what was built
 	rm -f nfprom nfprom-*-linux-* t/parse t/fuzz t/series t/bench-run $(FUZZERS) .compiled-with
 	rm -rf t/finds
 
-.PHONY: force all help release releases test lint fuzz bench mutate install install-xinetd uninstall run clean
+.PHONY: force all help man release releases test lint fuzz bench mutate install install-xinetd uninstall run clean

@@ -198,6 +198,18 @@ SKIP: {
     is(join('', `'$file' -version`), join('', `'$where[0]/nfprom' -version`), '... that runs');
     like(readelf('-SW', "$where[0]/nfprom"), qr/ \.debug_info /, 'that of plain make can be debugged');
 }
+# ---- the manual
+
+{
+    my $manual = slurp("$SOURCE/systemd/nfprom.8");
+    my ($options) = $manual =~ /^\.SH OPTIONS\n(.*?)^\.SH EXIT STATUS$/ms;
+    my @rows = map { s/-/\\-/gr } `'$where[0]/nfprom' -help` =~ /^  (-\S.*)$/mg;
+    my @told = map { /^\.BI? "?(\S+) ?(?:" (\S+))?\n(.*)$/m ? join ' ', $1, $2 // (), $3 : () } split /^\.TP\n/m, $options // '';
+    is(join("\n", @told), join("\n", map { s/ +/ /gr } @rows), 'the manual has the flags of -help');
+    made('make man', $where[0], {}, 'man');
+    ok(slurp("$where[0]/systemd/nfprom.8") eq $manual, '... and make man has nothing to change in it') or diag('run make man');
+    is(join(' ', $manual =~ /^\.SH (.*)$/mg), 'NAME SYNOPSIS DESCRIPTION OPTIONS EXIT STATUS FILES ENVIRONMENT EXAMPLES SEE ALSO', '... all its sections are there');
+}
 made('make clean', $where[1], {}, 'clean');
 is(files(below($where[1])), files(\%sources), '... leaves what was there');
 
@@ -216,7 +228,7 @@ my %everywhere = ('etc/default/' => '0755', 'etc/' => '0755', 'usr/' => '0755');
 # What `make install` is to bring: all directories and files with their modes.
 sub expected {
     my (%at) = @_;
-    my %files = ("$at{sbin}/nfprom" => '0755', map { ($_ => '0644') } map {"$at{doc}/$_"} qw(README.md nfprom.rules.yml xinetd lan-hosts tls stunnel.conf nfprom.nft nfprom-dashboard.json prometheus-agent.yml chain));
+    my %files = ("$at{sbin}/nfprom" => '0755', map { ($_ => '0644') } "$at{man}/man8/nfprom.8", map {"$at{doc}/$_"} qw(README.md nfprom.rules.yml xinetd lan-hosts tls stunnel.conf nfprom.nft nfprom-dashboard.json prometheus-agent.yml chain));
     $files{$_} = '0644' for !$at{unit} ? () : (
         (map {"$at{doc}/$_.conf"} qw(legacy sandbox remote textfile namespace)), (map {"$at{doc}/$_"} qw(lan-hosts.service lan-hosts.timer nfprom-chain.service nfprom-chain-again.service textfile.timer another-port)),
         "$at{unit}/nfprom.socket", "$at{unit}/nfprom\@.service", "$at{etc}/default/nfprom", "$at{users}/nfprom.conf");
@@ -245,6 +257,7 @@ sub installs {
         my %text = map { ($_ => slurp("$root$_")) } grep { !m{/\z} && !m{/README\.md\z} && $_ ne "$at{sbin}/nfprom" } keys %$found;
         is(join(' ', grep { index($text{$_}, $root) >= 0 } sort keys %text), '', 'none names the root');
         is(join(' ', grep { $text{$_} =~ m{/usr/local} } sort keys %text), '', 'or /usr/local') unless $at{sbin} =~ m{\A/usr/local};
+        like($text{"$at{man}/man8/nfprom.8"}, qr{^\.TH NFPROM 8 .*\bnfprom \Q$VERSION\E".*^\.I \Q$at{doc}\E/$}ms, "the manual names the version and $at{doc}");
         like($text{"$at{doc}/xinetd"}, qr{ \Q$at{sbin}\E/nfprom$}m, "what is for xinetd names $at{sbin}");
         if ($at{unit}) {
             my $service = $text{"$at{unit}/nfprom\@.service"};
@@ -275,17 +288,17 @@ like($headers, qr/^ *GNU_RELRO /m,       '... relocations read-only');
 like($dynamic, qr/\bBIND_NOW\b|FLAGS_1.*\bNOW\b/, '... all of them, before main');
 like(readelf('-sW', "$tree/nfprom"), qr/\b__stack_chk_fail\b/, '... stacks guarded');
 installs('Debian', { env => {} }, ['PREFIX=/usr', 'INSTALL=install --strip-program=true'],
-    sbin => '/usr/sbin', doc => '/usr/share/doc/nfprom', etc => '/etc', unit => '/usr/lib/systemd/system', users => '/usr/lib/sysusers.d');
+    sbin => '/usr/sbin', doc => '/usr/share/doc/nfprom', man => '/usr/share/man', etc => '/etc', unit => '/usr/lib/systemd/system', users => '/usr/lib/sysusers.d');
 installs('from the environment, with xinetd', { env => { PREFIX => '/usr', SBINDIR => '/usr/bin', UNITDIR => '/lib/systemd/system', %debian } }, [],
-    sbin => '/usr/bin', doc => '/usr/share/doc/nfprom', etc => '/etc', unit => '/lib/systemd/system', users => '/usr/lib/sysusers.d', xinetd => 1);
+    sbin => '/usr/bin', doc => '/usr/share/doc/nfprom', man => '/usr/share/man', etc => '/etc', unit => '/lib/systemd/system', users => '/usr/lib/sysusers.d', xinetd => 1);
 installs('the default', {}, [],
-    sbin => '/usr/local/sbin', doc => '/usr/local/share/doc/nfprom', etc => '/etc', unit => '/usr/local/lib/systemd/system', users => '/usr/local/lib/sysusers.d');
-installs('GNU names', {}, [qw(prefix=/opt/n sbindir=/opt/n/libexec sysconfdir=/opt/n/etc docdir=/opt/n/doc)],
-    sbin => '/opt/n/libexec', doc => '/opt/n/doc', etc => '/opt/n/etc', unit => '/opt/n/lib/systemd/system', users => '/opt/n/lib/sysusers.d', xinetd => 1);
+    sbin => '/usr/local/sbin', doc => '/usr/local/share/doc/nfprom', man => '/usr/local/share/man', etc => '/etc', unit => '/usr/local/lib/systemd/system', users => '/usr/local/lib/sysusers.d');
+installs('GNU names', {}, [qw(prefix=/opt/n sbindir=/opt/n/libexec sysconfdir=/opt/n/etc docdir=/opt/n/doc mandir=/opt/n/man)],
+    sbin => '/opt/n/libexec', doc => '/opt/n/doc', man => '/opt/n/man', etc => '/opt/n/etc', unit => '/opt/n/lib/systemd/system', users => '/opt/n/lib/sysusers.d', xinetd => 1);
 installs('a folder for all documents, as by mistake', {}, [qw(PREFIX=/usr DOCDIR=/usr/share/doc)],
-    sbin => '/usr/sbin', doc => '/usr/share/doc', etc => '/etc', unit => '/usr/lib/systemd/system', users => '/usr/lib/sysusers.d');
+    sbin => '/usr/sbin', doc => '/usr/share/doc', man => '/usr/share/man', etc => '/etc', unit => '/usr/lib/systemd/system', users => '/usr/lib/sysusers.d');
 installs('Alpine: no systemd', {}, [qw(CC=gcc CFLAGS=-Os PREFIX=/usr UNITDIR=)],
-    sbin => '/usr/sbin', doc => '/usr/share/doc/nfprom', etc => '/etc', unit => '');
+    sbin => '/usr/sbin', doc => '/usr/share/doc/nfprom', man => '/usr/share/man', etc => '/etc', unit => '');
 
 # As OpenWrt does, and by way of a compiler that is not there until then.
 my $cross = recorder('mips-openwrt-linux-musl-gcc');
@@ -298,7 +311,7 @@ like($commands[0] // '', qr/ -I\/staging\/include .*-Os -mno-branch-likely .*-L\
 unlike($commands[0] // '', qr/-Werror|-static|-O2|-march/, '... and no others that decide anything');
 made('... and again', $tree, $openwrt, @cross);
 is(join('|', $cross->()), '', '... builds nothing');
-installs('OpenWrt', $openwrt, [qw(PREFIX=/usr UNITDIR=)], sbin => '/usr/sbin', doc => '/usr/share/doc/nfprom', etc => '/etc', unit => '');
+installs('OpenWrt', $openwrt, [qw(PREFIX=/usr UNITDIR=)], sbin => '/usr/sbin', doc => '/usr/share/doc/nfprom', man => '/usr/share/man', etc => '/etc', unit => '');
 is(join('|', $cross->()), '', '... without a compiler');
 made('make release by it', $tree, $openwrt, 'release', @cross);
 like(join('|', $cross->()), qr/ -static -s -o nfprom-\Q$VERSION\E-linux-mips [^|]*\z/, '... is called by its machine');
