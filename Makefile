@@ -59,6 +59,15 @@ release: ## build one static, stripped file for any Linux of a processor
 	$(COMPILE) -g0 -static -s -o $(RELEASE) nfprom.c parse.c
 	@sha256sum $(RELEASE)
 
+# A Debian package of what `make install` lays down, with the program of `make release`.
+DEB_ARCH ?= $(shell dpkg --print-architecture)
+deb: release ## build a Debian package, nfprom_VERSION_ARCH.deb
+	rm -rf .deb
+	$(MAKE) -s install PROGRAM=$(RELEASE) DESTDIR=.deb PREFIX=/usr SBINDIR=/usr/sbin UNITDIR=/usr/lib/systemd/system \
+		SYSUSERSDIR=/usr/lib/sysusers.d DOCDIR=/usr/share/doc/nfprom MANDIR=/usr/share/man SYSCONFDIR=/etc
+	systemd/deb/pack .deb $(VERSION) $(DEB_ARCH)
+	@rm -rf .deb
+
 t/parse: t/parse.c parse.c parse.h .compiled-with
 	$(COMPILE) -I. -o $@ t/parse.c parse.c
 
@@ -69,8 +78,8 @@ t/parse: t/parse.c parse.c parse.h .compiled-with
 test: nfprom t/parse t/fuzz t/series ## run the tests; as root, for those with iptables
 	prove t/
 
-# gcc, clang, clang-tidy, cppcheck; mandoc and groff for the manual; then valgrind. The sanitizers' turn is `make SAN=1 test`.
-lint: ## check the C code, and the manual, with warnings as errors
+# gcc, clang, clang-tidy, cppcheck; mandoc and groff for the manual; lintian for the package; then valgrind. The sanitizers' turn is `make SAN=1 test`.
+lint: deb ## check code, manual and package; each warning is an error
 	gcc -c -fanalyzer -Werror -O2 $(STANDARD) $(WARNINGS) nfprom.c -o /dev/null
 	gcc -c -fanalyzer -Werror -O2 $(STANDARD) $(WARNINGS) parse.c -o /dev/null
 	clang -fsyntax-only -Werror $(STANDARD) $(WARNINGS) nfprom.c parse.c
@@ -78,6 +87,7 @@ lint: ## check the C code, and the manual, with warnings as errors
 	cppcheck --quiet --error-exitcode=1 --std=c11 --enable=warning,performance,portability --inline-suppr nfprom.c parse.c
 	mandoc -Tlint systemd/nfprom.8
 	! groff -ww -man -Tutf8 -z systemd/nfprom.8 2>&1 | grep .
+	lintian --allow-root -EIL +pedantic --fail-on error,warning,info,pedantic,experimental nfprom_$(VERSION)_$(DEB_ARCH).deb
 	t/valgrind
 
 # parse.c against what it may be fed, FUZZ_SECONDS for each of its grammars, and the series that become of rules; a broken promise leaves its input in t/, what is
@@ -138,9 +148,10 @@ PLACE = sed -i -e 's|/usr/local/sbin/|$(SBINDIR)/|' -e 's|/usr/local/share/doc/n
 put = $(INSTALL) -m $(1) $(2) "$(3).new" && mv -f "$(3).new" "$(3)"
 put_named = $(INSTALL) -m $(1) $(2) "$(3).new" && $(PLACE) "$(3).new" && mv -f "$(3).new" "$(3)"
 
-install: nfprom ## install program, units, manual and documents
+PROGRAM = nfprom
+install: $(PROGRAM) ## install program, units, manual and documents
 	$(INSTALL) -d "$(DESTDIR)$(SBINDIR)" "$(DESTDIR)$(DOCDIR)" "$(DESTDIR)$(MANDIR)/man8"
-	$(call put,755,nfprom,$(DESTDIR)$(SBINDIR)/nfprom)
+	$(call put,755,$(PROGRAM),$(DESTDIR)$(SBINDIR)/nfprom)
 	$(call put_named,644,systemd/nfprom.8,$(DESTDIR)$(MANDIR)/man8/nfprom.8)
 	$(call put,644,README.md,$(DESTDIR)$(DOCDIR)/README.md)
 	$(call put,644,systemd/nfprom.rules.yml,$(DESTDIR)$(DOCDIR)/nfprom.rules.yml)
@@ -168,8 +179,8 @@ ifneq ($(UNITDIR),)
 	$(call put_named,644,systemd/another-port,$(DESTDIR)$(DOCDIR)/another-port)
 	$(call put,644,systemd/namespace.conf,$(DESTDIR)$(DOCDIR)/namespace.conf)
 	@! grep -qs '^ListenStream=9914' "$(DESTDIR)$(UNITDIR)/nfprom.socket" || { \
-		echo 'nfprom.socket listened on all addresses; from its next restart on it listens on loopback alone. To let a Prometheus'; \
-		echo 'server on another host ask, with its address in place of SERVER:'; \
+		echo 'nfprom.socket listened on all addresses; the new one listens on loopback alone. After systemctl daemon-reload nothing listens'; \
+		echo 'until systemctl restart nfprom.socket. To let a Prometheus server on another host ask, with its address in place of SERVER:'; \
 		echo '  sed s/192.0.2.10/SERVER/ $(DOCDIR)/remote.conf | install -D -m 644 /dev/stdin /etc/systemd/system/nfprom.socket.d/remote.conf &&' \
 			'systemctl daemon-reload && systemctl restart nfprom.socket'; }
 	$(call put_named,644,systemd/nfprom@.service,$(DESTDIR)$(UNITDIR)/nfprom@.service)
@@ -210,7 +221,7 @@ run: nfprom ## show nfprom at work, in a network namespace of its own
 	@t/run "$(ADDR)" "$(PORT)"
 
 clean: ## remove what was built
-	rm -f nfprom nfprom-*-linux-* t/parse t/fuzz t/series t/bench-run $(FUZZERS) .compiled-with
-	rm -rf t/finds
+	rm -f nfprom nfprom-*-linux-* nfprom_*.deb t/parse t/fuzz t/series t/bench-run $(FUZZERS) .compiled-with
+	rm -rf t/finds .deb
 
-.PHONY: force all help man release releases test lint fuzz bench mutate install install-xinetd uninstall run clean
+.PHONY: force all help man release deb releases test lint fuzz bench mutate install install-xinetd uninstall run clean
