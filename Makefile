@@ -159,6 +159,8 @@ install: $(PROGRAM) ## install program, units, manual and documents
 	$(call put,644,systemd/prometheus-agent.yml,$(DESTDIR)$(DOCDIR)/prometheus-agent.yml)
 	$(call put_named,644,xinetd/nfprom,$(DESTDIR)$(DOCDIR)/xinetd)
 	$(call put,644,systemd/chain,$(DESTDIR)$(DOCDIR)/chain)
+	$(call put_named,644,systemd/nfprom.openrc,$(DESTDIR)$(DOCDIR)/nfprom.openrc)
+	$(call put,644,systemd/nfprom.confd,$(DESTDIR)$(DOCDIR)/nfprom.confd)
 	$(call put,644,systemd/lan-hosts,$(DESTDIR)$(DOCDIR)/lan-hosts)
 	$(call put,644,systemd/tls,$(DESTDIR)$(DOCDIR)/tls)
 	$(call put,644,systemd/stunnel.conf,$(DESTDIR)$(DOCDIR)/stunnel.conf)
@@ -196,9 +198,18 @@ install-xinetd: install ## install, and put the file for xinetd in place
 	if test -e "$$old" && ! cmp -s "$$new" "$$old"; then echo "$$old differs from $$new, and is left as it is"; \
 	else $(INSTALL) -m 644 "$$new" "$$old.new" && mv -f "$$old.new" "$$old"; fi
 
+# The service script, and its flags unless there are some already.
+install-openrc: install ## install, and put the files for OpenRC in place
+	$(INSTALL) -d "$(DESTDIR)$(SYSCONFDIR)/init.d" "$(DESTDIR)$(SYSCONFDIR)/conf.d"
+	$(call put_named,755,systemd/nfprom.openrc,$(DESTDIR)$(SYSCONFDIR)/init.d/nfprom)
+	test -e "$(DESTDIR)$(SYSCONFDIR)/conf.d/nfprom" || \
+		{ $(call put,644,systemd/nfprom.confd,$(DESTDIR)$(SYSCONFDIR)/conf.d/nfprom); }
+
 # What `make install` brings, file by file: the directories may be others' too.
 uninstall: ## remove what these have installed
 	rm -f "$(DESTDIR)$(SBINDIR)/nfprom" "$(DESTDIR)$(SYSCONFDIR)/default/nfprom" "$(DESTDIR)$(XINETDDIR)/nfprom" \
+		"$(DESTDIR)$(SYSCONFDIR)/init.d/nfprom" "$(DESTDIR)$(SYSCONFDIR)/conf.d/nfprom" \
+		"$(DESTDIR)$(DOCDIR)/nfprom.openrc" "$(DESTDIR)$(DOCDIR)/nfprom.confd" \
 		"$(DESTDIR)$(DOCDIR)/README.md" "$(DESTDIR)$(DOCDIR)/nfprom.rules.yml" "$(DESTDIR)$(DOCDIR)/nfprom-dashboard.json" \
 		"$(DESTDIR)$(DOCDIR)/xinetd" \
 		"$(DESTDIR)$(DOCDIR)/prometheus-agent.yml" \
@@ -224,4 +235,4 @@ clean: ## remove what was built
 	rm -f nfprom nfprom-*-linux-* nfprom_*.deb t/parse t/fuzz t/series t/bench-run $(FUZZERS) .compiled-with
 	rm -rf t/finds .deb
 
-.PHONY: force all help man release deb releases test lint fuzz bench mutate install install-xinetd uninstall run clean
+.PHONY: force all help man release deb releases test lint fuzz bench mutate install install-xinetd install-openrc uninstall run clean

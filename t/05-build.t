@@ -228,11 +228,12 @@ my %everywhere = ('etc/default/' => '0755', 'etc/' => '0755', 'usr/' => '0755');
 # What `make install` is to bring: all directories and files with their modes.
 sub expected {
     my (%at) = @_;
-    my %files = ("$at{sbin}/nfprom" => '0755', map { ($_ => '0644') } "$at{man}/man8/nfprom.8", map {"$at{doc}/$_"} qw(README.md nfprom.rules.yml xinetd lan-hosts tls stunnel.conf nfprom.nft nfprom-dashboard.json prometheus-agent.yml chain));
+    my %files = ("$at{sbin}/nfprom" => '0755', map { ($_ => '0644') } "$at{man}/man8/nfprom.8", map {"$at{doc}/$_"} qw(README.md nfprom.rules.yml nfprom.openrc nfprom.confd xinetd lan-hosts tls stunnel.conf nfprom.nft nfprom-dashboard.json prometheus-agent.yml chain));
     $files{$_} = '0644' for !$at{unit} ? () : (
         (map {"$at{doc}/$_.conf"} qw(legacy sandbox remote textfile namespace)), (map {"$at{doc}/$_"} qw(lan-hosts.service lan-hosts.timer nfprom-chain.service nfprom-chain-again.service textfile.timer another-port)),
         "$at{unit}/nfprom.socket", "$at{unit}/nfprom\@.service", "$at{etc}/default/nfprom", "$at{users}/nfprom.conf");
     $files{$_} = '0644' for $at{xinetd} ? "$at{etc}/xinetd.d/nfprom" : ();
+    @files{"$at{etc}/init.d/nfprom", "$at{etc}/conf.d/nfprom"} = ('0755', '0644') if $at{openrc};
     for my $file (keys %files) { while ($file =~ m{/}g) { my $d = substr $file, 0, pos $file; $files{$d} = '0755' if $d ne '/' } }
     return \%files;
 }
@@ -248,7 +249,7 @@ sub installs {
         chown $NOBODY, $NOBODY, $root if $can_drop;
         my $before = below($tree);
         my @all = ("DESTDIR=$root", @$arguments);
-        made('make install', $tree, { umask => 077, %$o, nobody => $can_drop }, '-j4', $at{xinetd} ? 'install-xinetd' : 'install', @all) or return;
+        made('make install', $tree, { umask => 077, %$o, nobody => $can_drop }, '-j4', $at{xinetd} ? 'install-xinetd' : $at{openrc} ? 'install-openrc' : 'install', @all) or return;
         is_deeply(below($tree), $before, 'nothing is built again, or left in the source');
         my $found = below($root);
         is_deeply({ map { ($_ => $found->{$_}{mode}) } keys %$found }, expected(%at), 'the files, the directories, their modes');
@@ -259,6 +260,7 @@ sub installs {
         is(join(' ', grep { $text{$_} =~ m{/usr/local} } sort keys %text), '', 'or /usr/local') unless $at{sbin} =~ m{\A/usr/local};
         like($text{"$at{man}/man8/nfprom.8"}, qr{^\.TH NFPROM 8 .*\bnfprom \Q$VERSION\E".*^\.I \Q$at{doc}\E/$}ms, "the manual names the version and $at{doc}");
         like($text{"$at{doc}/xinetd"}, qr{ \Q$at{sbin}\E/nfprom$}m, "what is for xinetd names $at{sbin}");
+        like($text{$_}, qr{^program=\Q$at{sbin}\E/nfprom$}m, "$_ names it too") for "$at{doc}/nfprom.openrc", $at{openrc} ? "$at{etc}/init.d/nfprom" : ();
         if ($at{unit}) {
             my $service = $text{"$at{unit}/nfprom\@.service"};
             like($service, qr{^ExecStart=\Q$at{sbin}\E/nfprom }m,                     'so does the service');
@@ -298,7 +300,7 @@ installs('GNU names', {}, [qw(prefix=/opt/n sbindir=/opt/n/libexec sysconfdir=/o
 installs('a folder for all documents, as by mistake', {}, [qw(PREFIX=/usr DOCDIR=/usr/share/doc)],
     sbin => '/usr/sbin', doc => '/usr/share/doc', man => '/usr/share/man', etc => '/etc', unit => '/usr/lib/systemd/system', users => '/usr/lib/sysusers.d');
 installs('Alpine: no systemd', {}, [qw(CC=gcc CFLAGS=-Os PREFIX=/usr UNITDIR=)],
-    sbin => '/usr/sbin', doc => '/usr/share/doc/nfprom', man => '/usr/share/man', etc => '/etc', unit => '');
+    sbin => '/usr/sbin', doc => '/usr/share/doc/nfprom', man => '/usr/share/man', etc => '/etc', unit => '', openrc => 1);
 
 # As OpenWrt does, and by way of a compiler that is not there until then.
 my $cross = recorder('mips-openwrt-linux-musl-gcc');
@@ -337,12 +339,12 @@ is(scalar(() = $cross->()), 1, '... builds it');
 # ---- what an administrator wrote
 
 my $etc = "$DIR/root/etc";
-my $install = sub { my ($what) = @_; my ($s, $t) = make($tree, $openwrt, '-s', 'install-xinetd', "DESTDIR=$DIR/root"); is($s, 0, $what) or diag($t); return $t };
-is($install->('make install-xinetd'), '', '... says nothing');
+my $install = sub { my ($what) = @_; my ($s, $t) = make($tree, $openwrt, '-s', 'install-xinetd', 'install-openrc', "DESTDIR=$DIR/root"); is($s, 0, $what) or diag($t); return $t };
+is($install->('make install-xinetd install-openrc'), '', '... says nothing');
 is($install->('... and again'), '', '... says nothing');
-spew("$etc/$_", "mine\n") for qw(default/nfprom xinetd.d/nfprom);
+spew("$etc/$_", "mine\n") for qw(default/nfprom conf.d/nfprom xinetd.d/nfprom);
 like($install->('... over files that were changed'), qr{\A[^\n]*/etc/xinetd\.d/nfprom[^\n]*\n\z}, '... says so in one line');
-is(slurp("$etc/$_"), "mine\n", "... and leaves $_ as it is") for qw(default/nfprom xinetd.d/nfprom);
+is(slurp("$etc/$_"), "mine\n", "... and leaves $_ as it is") for qw(default/nfprom conf.d/nfprom xinetd.d/nfprom);
 
 # ---- README: where its links lead, and the files that it names
 

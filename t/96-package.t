@@ -27,6 +27,9 @@ sub tree {
     return "$DIR/$name";
 }
 
+# Without history a commit's time is given.
+$ENV{SOURCE_DATE_EPOCH} = 1_700_000_000 unless -d "$SOURCE/.git" && have('git');
+
 # Runs lines of shell in a tree, without what make gives to those that it starts.
 sub in_tree {
     my ($tree, $script) = @_;

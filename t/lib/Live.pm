@@ -31,7 +31,7 @@ our @EXPORT = qw(
     ipt ipt_ok restore saved saved_rules flush_all
     send_udp send_tcp
     one_shot http_get exposition series_of promtool_says
-    in_container boot_again fact leave_container
+    container_root in_container boot_again fact leave_container
 );
 
 use constant NAMESPACE => 'NFPROM_TEST_NAMESPACE';    # in the environment of the second start
@@ -423,20 +423,18 @@ found() { pid=$(pgrep -o "$@"); }
 waiting() { patiently found "$@"; }
 # All that the journal has got of nfprom since it was asked last. Where the host keeps the number of processes with control groups
 # of version 1, systemd 262 says at each start that it cannot read it.
-if grep -qw pids /sys/fs/cgroup/cgroup.controllers; then of_the_host='^$'; else of_the_host='Failed to read pids\.max for control group'; fi
+if grep -qsw pids /sys/fs/cgroup/cgroup.controllers; then of_the_host='^$'; else of_the_host='Failed to read pids\.max for control group'; fi
 journal() { journalctl --sync; journalctl -q --no-pager -o short --cursor-file=cursor | grep nfprom | grep -v "$of_the_host" | cut -d ' ' -f 5-; }
 # What stands in for iptables-save or iptables-legacy-save.
 fake() { printf '#!/bin/sh\n%s\n' "$2" > "/usr/local/sbin/$1"; chmod 755 "/usr/local/sbin/$1"; }
 unfake() { rm -f /usr/local/sbin/ip*-save; }
 FUNCTIONS
 
-# Boots a systemd in a container over this machine's own root; what is written there goes to a tmpfs and is thrown away. The files
-# (name => bytes) are put into /srv/nfprom, the source with the binary that is tested beside them, and `guest` is run there, a
-# script that reads `functions` and leaves what it sees in out/. With -bpf => 0 systemd may load no programs into the kernel, as in
-# many containers. A test: it came to its end.
-sub in_container {
+# A root over this machine's own: what is written there goes to a tmpfs and is thrown away. The files (name => bytes) are put into
+# /srv/nfprom, the source with the binary that is tested beside them; `guest` is a script that reads `functions` and leaves what it
+# sees in out/.
+sub container_root {
     my (%files) = @_;
-    @FILTER = delete $files{-bpf} // 1 ? '--system-call-filter=bpf' : ();
     my ($machine, $root) = ("$DIR/machine", "$DIR/machine/root");
     mkdir $machine;
     must(qw(mount -t tmpfs -o mode=755 none), $machine);
@@ -450,6 +448,15 @@ sub in_container {
     %files = (functions => $FUNCTIONS, %files);
     spew("$root/srv/nfprom/$_", $files{$_}) for keys %files;
     chmod 0755, "$root/srv/nfprom/guest";
+    return $root;
+}
+
+# Boots a systemd in such a root, and runs `guest` there. With -bpf => 0 systemd may load no programs into the kernel, as in many
+# containers. A test: it came to its end.
+sub in_container {
+    my (%files) = @_;
+    @FILTER = delete $files{-bpf} // 1 ? '--system-call-filter=bpf' : ();
+    my $root = container_root(%files);
     spew("$root/etc/systemd/system/live-test.service", <<'UNIT');
 [Unit]
 DefaultDependencies=no
