@@ -1,7 +1,9 @@
 # nfprom: build, test, install, try out.
 #
-# Packagers set CC, CPPFLAGS, CFLAGS, LDFLAGS, PREFIX, SBINDIR, UNITDIR, SYSUSERSDIR, SYSCONFDIR, XINETDDIR, DOCDIR, MANDIR and DESTDIR, or what GNU
-# calls prefix, sbindir, sysconfdir, docdir and mandir. `make SAN=1` builds with the address and undefined-behaviour sanitizers.
+# Packagers set CC, CPPFLAGS, CFLAGS, LDFLAGS, PREFIX, SBINDIR, UNITDIR, SYSUSERSDIR, SYSCONFDIR, DEFAULTDIR, XINETDDIR, DOCDIR,
+# MANDIR and DESTDIR, or what GNU calls prefix, sbindir, sysconfdir, docdir and mandir. `make SAN=1` builds with the address and
+# undefined-behaviour sanitizers.
+#
 # -version, build_info, the manual and the package have the version from here.
 VERSION = 1.1.0
 
@@ -13,6 +15,8 @@ SYSUSERSDIR ?= $(PREFIX)/lib/sysusers.d
 DOCDIR ?= $(or $(docdir),$(PREFIX)/share/doc/nfprom)
 MANDIR ?= $(or $(mandir),$(PREFIX)/share/man)
 SYSCONFDIR ?= $(or $(sysconfdir),/etc)
+# Where the flags for systemd lie: nfprom in this directory.
+DEFAULTDIR ?= $(SYSCONFDIR)/default
 XINETDDIR ?= $(SYSCONFDIR)/xinetd.d
 INSTALL ?= install
 # The same bytes from every folder, which debug information names otherwise, by PWD if that is one of its names.
@@ -64,7 +68,7 @@ DEB_ARCH ?= $(shell dpkg --print-architecture)
 deb: release ## build a Debian package, nfprom_VERSION_ARCH.deb
 	rm -rf .deb
 	$(MAKE) -s install PROGRAM=$(RELEASE) DESTDIR=.deb PREFIX=/usr SBINDIR=/usr/sbin UNITDIR=/usr/lib/systemd/system \
-		SYSUSERSDIR=/usr/lib/sysusers.d DOCDIR=/usr/share/doc/nfprom MANDIR=/usr/share/man SYSCONFDIR=/etc
+		SYSUSERSDIR=/usr/lib/sysusers.d DOCDIR=/usr/share/doc/nfprom MANDIR=/usr/share/man SYSCONFDIR=/etc DEFAULTDIR=/etc/default
 	systemd/deb/pack .deb $(VERSION) $(DEB_ARCH)
 	@rm -rf .deb
 
@@ -141,7 +145,7 @@ man: nfprom ## write the flags that -help lists into the manual, systemd/nfprom.
 
 # The files name the default places; what is installed names the real ones.
 PLACE = sed -i -e 's|/usr/local/sbin/|$(SBINDIR)/|' -e 's|/usr/local/share/doc/nfprom/|$(DOCDIR)/|' \
-	-e 's|/etc/default/|$(SYSCONFDIR)/default/|' -e 's|@VERSION@|$(VERSION)|'
+	-e 's|/etc/default/|$(DEFAULTDIR)/|' -e 's|@VERSION@|$(VERSION)|'
 
 # Each file is written under another name and renamed: whoever starts nfprom meanwhile finds the old one or the new one, whole.
 # $(call put,MODE,FILE,PLACE); put_named also lets it name the real places.
@@ -166,7 +170,7 @@ install: $(PROGRAM) ## install program, units, manual and documents
 	$(call put,644,systemd/stunnel.conf,$(DESTDIR)$(DOCDIR)/stunnel.conf)
 	$(call put,644,systemd/nfprom.nft,$(DESTDIR)$(DOCDIR)/nfprom.nft)
 ifneq ($(UNITDIR),)
-	$(INSTALL) -d "$(DESTDIR)$(UNITDIR)" "$(DESTDIR)$(SYSUSERSDIR)" "$(DESTDIR)$(SYSCONFDIR)/default"
+	$(INSTALL) -d "$(DESTDIR)$(UNITDIR)" "$(DESTDIR)$(SYSUSERSDIR)" "$(DESTDIR)$(DEFAULTDIR)"
 	$(call put,644,systemd/nfprom.sysusers,$(DESTDIR)$(SYSUSERSDIR)/nfprom.conf)
 	@test -n "$(DESTDIR)" || ! command -v systemd-sysusers > /dev/null || systemd-sysusers "$(SYSUSERSDIR)/nfprom.conf"
 	$(call put,644,systemd/legacy.conf,$(DESTDIR)$(DOCDIR)/legacy.conf)
@@ -187,8 +191,8 @@ ifneq ($(UNITDIR),)
 			'systemctl daemon-reload && systemctl restart nfprom.socket'; }
 	$(call put_named,644,systemd/nfprom@.service,$(DESTDIR)$(UNITDIR)/nfprom@.service)
 	$(call put_named,644,systemd/nfprom.socket,$(DESTDIR)$(UNITDIR)/nfprom.socket)
-	test -e "$(DESTDIR)$(SYSCONFDIR)/default/nfprom" || \
-		{ $(call put,644,systemd/nfprom.default,$(DESTDIR)$(SYSCONFDIR)/default/nfprom); }
+	test -e "$(DESTDIR)$(DEFAULTDIR)/nfprom" || \
+		{ $(call put,644,systemd/nfprom.default,$(DESTDIR)$(DEFAULTDIR)/nfprom); }
 endif
 
 # Apart, since what lies in xinetd's directory is served from its next reload on. Another file there is somebody's work.
@@ -207,7 +211,7 @@ install-openrc: install ## install, and put the files for OpenRC in place
 
 # What `make install` brings, file by file: the directories may be others' too.
 uninstall: ## remove what these have installed
-	rm -f "$(DESTDIR)$(SBINDIR)/nfprom" "$(DESTDIR)$(SYSCONFDIR)/default/nfprom" "$(DESTDIR)$(XINETDDIR)/nfprom" \
+	rm -f "$(DESTDIR)$(SBINDIR)/nfprom" "$(DESTDIR)$(DEFAULTDIR)/nfprom" "$(DESTDIR)$(XINETDDIR)/nfprom" \
 		"$(DESTDIR)$(SYSCONFDIR)/init.d/nfprom" "$(DESTDIR)$(SYSCONFDIR)/conf.d/nfprom" \
 		"$(DESTDIR)$(DOCDIR)/nfprom.openrc" "$(DESTDIR)$(DOCDIR)/nfprom.confd" \
 		"$(DESTDIR)$(DOCDIR)/README.md" "$(DESTDIR)$(DOCDIR)/nfprom.rules.yml" "$(DESTDIR)$(DOCDIR)/nfprom-dashboard.json" \

@@ -231,7 +231,7 @@ sub expected {
     my %files = ("$at{sbin}/nfprom" => '0755', map { ($_ => '0644') } "$at{man}/man8/nfprom.8", map {"$at{doc}/$_"} qw(README.md nfprom.rules.yml nfprom.openrc nfprom.confd xinetd lan-hosts tls stunnel.conf nfprom.nft nfprom-dashboard.json prometheus-agent.yml chain));
     $files{$_} = '0644' for !$at{unit} ? () : (
         (map {"$at{doc}/$_.conf"} qw(legacy sandbox remote textfile namespace)), (map {"$at{doc}/$_"} qw(lan-hosts.service lan-hosts.timer nfprom-chain.service nfprom-chain-again.service textfile.timer another-port)),
-        "$at{unit}/nfprom.socket", "$at{unit}/nfprom\@.service", "$at{etc}/default/nfprom", "$at{users}/nfprom.conf");
+        "$at{unit}/nfprom.socket", "$at{unit}/nfprom\@.service", ($at{default} // "$at{etc}/default") . '/nfprom', "$at{users}/nfprom.conf");
     $files{$_} = '0644' for $at{xinetd} ? "$at{etc}/xinetd.d/nfprom" : ();
     @files{"$at{etc}/init.d/nfprom", "$at{etc}/conf.d/nfprom"} = ('0755', '0644') if $at{openrc};
     for my $file (keys %files) { while ($file =~ m{/}g) { my $d = substr $file, 0, pos $file; $files{$d} = '0755' if $d ne '/' } }
@@ -264,7 +264,7 @@ sub installs {
         if ($at{unit}) {
             my $service = $text{"$at{unit}/nfprom\@.service"};
             like($service, qr{^ExecStart=\Q$at{sbin}\E/nfprom }m,                     'so does the service');
-            like($service, qr{^EnvironmentFile=-\Q$at{etc}\E/default/nfprom$}m,       "it names $at{etc}");
+            like($service, qr{^EnvironmentFile=-\Q@{[$at{default} // "$at{etc}/default"]}\E/nfprom$}m, "it names where the flags are");
             like($_, qr{^Documentation=file:\Q$at{doc}\E/README\.md$}m,               "and $at{doc}") for $service, $text{"$at{unit}/nfprom.socket"};
         }
 
@@ -299,6 +299,9 @@ installs('GNU names', {}, [qw(prefix=/opt/n sbindir=/opt/n/libexec sysconfdir=/o
     sbin => '/opt/n/libexec', doc => '/opt/n/doc', man => '/opt/n/man', etc => '/opt/n/etc', unit => '/opt/n/lib/systemd/system', users => '/opt/n/lib/sysusers.d', xinetd => 1);
 installs('a folder for all documents, as by mistake', {}, [qw(PREFIX=/usr DOCDIR=/usr/share/doc)],
     sbin => '/usr/sbin', doc => '/usr/share/doc', man => '/usr/share/man', etc => '/etc', unit => '/usr/lib/systemd/system', users => '/usr/lib/sysusers.d');
+installs('Fedora', {}, [qw(PREFIX=/usr SBINDIR=/usr/bin DEFAULTDIR=/etc/sysconfig)],
+    sbin => '/usr/bin', doc => '/usr/share/doc/nfprom', man => '/usr/share/man', etc => '/etc', default => '/etc/sysconfig', unit => '/usr/lib/systemd/system',
+    users => '/usr/lib/sysusers.d');
 installs('Alpine: no systemd', {}, [qw(CC=gcc CFLAGS=-Os PREFIX=/usr UNITDIR=)],
     sbin => '/usr/sbin', doc => '/usr/share/doc/nfprom', man => '/usr/share/man', etc => '/etc', unit => '', openrc => 1);
 

@@ -225,7 +225,7 @@ sub sections {
 }
 
 my $readme = slurp("$SOURCE/README.md");
-my ($start_line) = $readme =~ /^make && make install && (systemctl .*nfprom\.socket)$/m;
+my ($start_line) = $readme =~ /^make && make install && (systemctl .*enable .*nfprom\.socket)$/m;
 my ($cron_line)  = $readme =~ /^(cd .* && \S*nfprom -print > .*)$/m;
 my %recipes = (
     terminal => 'In a terminal',

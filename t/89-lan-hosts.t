@@ -367,7 +367,7 @@ is(rules(4), $before, '... and all rules stay');
 # ---- README's steps under a real systemd: the timer runs the script, at once and when the list has changed
 
 my ($section) = slurp("$SOURCE/README.md") =~ /^## Each host of a LAN\n(.*?)^(?:###? |\*\*A chain or a tree)/ms or BAIL_OUT('README.md has no section for the hosts of a LAN');
-my ($start_line) = slurp("$SOURCE/README.md") =~ /^make && make install && (systemctl .*nfprom\.socket)$/m;
+my ($start_line) = slurp("$SOURCE/README.md") =~ /^make && make install && (systemctl .*enable .*nfprom\.socket)$/m;
 my @steps = grep { !/^curl/ } $section =~ /^```sh\n(.*?)^```$/msg;
 my $guest = <<'GUEST';
 #!/bin/bash

@@ -283,7 +283,7 @@ GUEST
 # ---- what README.md says to do
 
 my $readme = slurp("$SOURCE/README.md");
-my ($start_line) = $readme =~ /^make && make install && (systemctl .*nfprom\.socket)$/m;
+my ($start_line) = $readme =~ /^make && make install && (systemctl .*enable .*nfprom\.socket)$/m;
 my ($legacy_line) = $readme =~ /^(install .*legacy\.conf .*)$/m;
 my ($open_line) = $readme =~ /^(sed .*remote\.conf .*)$/m;
 my $away_lines = join '', $readme =~ /^(systemctl disable --now nfprom\.socket && .*\n)/m, $readme =~ /^(rm -rf .*\.service\.d .*\n)/m;

@@ -93,7 +93,7 @@ says() { scrape 127.0.0.1 | tr -d '\r' | grep -E '^HTTP|^nfprom_build_info|^nfpr
 asked() { for a in 127.0.0.1 192.0.2.10; do echo "$a $(scrape $a | head -n 1 | tr -d '\r')"; done; }
 state() { echo "$(systemctl is-active nfprom.socket) $(systemctl is-enabled nfprom.socket 2>&1 | tail -n 1)"; }
 start() { systemctl show -p InvocationID -p ActiveEnterTimestampMonotonic nfprom.socket; }
-files() { find /usr /etc /opt /var/lib/systemd -not -type d -not -path '/etc/*-' -not -name .pwd.lock | sort; find /var -iname '*nfprom*' | sort; }
+files() { find /usr /etc /opt /var/lib/systemd -not -type d -not -path '/etc/*-' -not -name .pwd.lock | sort; find /var/lib/dpkg /var/lib/systemd -iname '*nfprom*' | sort; }
 
 ip link set lo up
 ip address add 192.0.2.10/32 dev lo
@@ -153,6 +153,12 @@ getent passwd nfprom | out purge-user
 { systemctl list-units --all --no-legend 'nfprom*'; systemctl list-unit-files --no-legend 'nfprom*'; } | out purge-units
 settled; journal | grep -vE '(Closed|Stopping|Listening on) nfprom.socket|nfprom.socket: Deactivated' | out purge-journal
 
+# ---- a 1.0.0 that was installed by hand, upgraded by hand: README.md's own line
+tar -C / -xf by-hand.tar; systemctl daemon-reload; systemctl enable --now nfprom.socket 2> /dev/null
+make -s -C source install > /dev/null 2>&1; bash -c "$(cat upgrade-line)" 2>&1 | out upgrade-line
+{ says; asked; } | out upgraded
+systemctl disable --now nfprom.socket 2> /dev/null; settled; make -s -C source uninstall; systemctl daemon-reload
+
 # ---- over a 1.0.0 that was installed by hand
 tar -C / -xf by-hand.tar; systemctl daemon-reload; systemctl enable --now nfprom.socket 2> /dev/null
 asked | out by-hand-asked
@@ -176,12 +182,15 @@ my $readme = slurp("$SOURCE/README.md");
 my ($install_line) = $readme =~ /^apt-get .*make deb && (apt-get install .*nfprom_.*\.deb)$/m;
 ok($install_line, 'README.md has a line that builds and installs the package') or BAIL_OUT('README.md');
 
+my ($upgrade_line) = $readme =~ /^make && make install && (systemctl daemon-reload && systemctl restart nfprom\.socket)$/m;
+ok($upgrade_line, '... and one that upgrades 1.0.0 by hand') or BAIL_OUT('README.md');
+
 # In a directory of its own, where README.md's line finds the new one alone.
 my ($new_name) = $deb =~ m{([^/]+)\z};
 $guest =~ s/\$VERSION/$VERSION/g;
 $guest =~ s{^ip link}{mkdir debs; mv $new_name debs\nip link}m;
 $guest =~ s{^(# ---- an upgrade)}{mv nfprom_1.0.0_$ARCH.deb debs\n$1}m;
-in_container(guest => $guest, 'install-line' => $install_line, $new_name => slurp($deb), "nfprom_1.0.0_$ARCH.deb" => slurp("$DIR/old/nfprom_1.0.0_$ARCH.deb"),
+in_container(guest => $guest, 'install-line' => $install_line, 'upgrade-line' => $upgrade_line, $new_name => slurp($deb), "nfprom_1.0.0_$ARCH.deb" => slurp("$DIR/old/nfprom_1.0.0_$ARCH.deb"),
     'by-hand.tar' => slurp("$DIR/old/by-hand.tar"));
 
 # ---- what came out
@@ -233,6 +242,9 @@ is(fact('purge-again-left') . fact('purge-units'), '', 'dpkg -P leaves no file a
 like(fact('purge-user'), qr/\Anfprom:/,     '... but the user');
 is(fact('purge-journal'), '',               '... and nothing in the journal');
 
+is(fact('upgrade-line'), '',                'README.md\'s line for an upgrade by hand says nothing');
+says('upgraded', $VERSION,                  '... and then the new one answers');
+is(fact('upgraded') =~ s/\A.*^(127\.)/$1/msr, $local, '... this host alone');
 is(fact('by-hand-asked'), $everybody,       'a 1.0.0 that was installed by hand answers everybody');
 like(fact('by-hand'), qr{installed by hand, in /usr/local\. It goes on answering}, 'the package over it says that this goes on');
 like(fact('by-hand'), qr/listened on all addresses\..*loopback alone/s, '... and what changes when it is gone');

@@ -75,7 +75,7 @@ patiently none left; left | out left
 service status | out stopped
 scrape | out stopped-scrape
 rc-update del nfprom default > /dev/null 2>&1
-make -s -C source UNITDIR= uninstall; find / -xdev -name '*nfprom*' -not -path '/srv/*' -not -path '/tmp/*' -not -path '/proc/*' -newer conf | out uninstalled
+make -s -C source UNITDIR= uninstall; find /etc /usr /run /var/log -name '*nfprom*' -newer conf | out uninstalled
 GUEST
 $guest =~ s/^(rm -rf .*)$/shopt -s extglob\n$1/m;
 
