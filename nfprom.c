@@ -2842,11 +2842,16 @@ static bool read_believed(const struct config *config, struct family *family,
     enum dialect other = config->list ? DIALECT_SAVE : DIALECT_LIST;
     enum dialect dialect = usual;
     uint64_t seen = 0; /* what was doubtful in the read before */
+    uint64_t seen_twice = 0;
     int reads = 0;
-    while (reads < READS_MAX) {
+    int most = READS_MAX;
+    while (reads < most) {
         enum reading reading = read_safely(config, family, &rs, dialect, deadline);
         if (reading == READ_WHOLE) {
-            uint64_t doubtful = find_doubtful(config, family);
+            struct doubts doubts = find_doubts(config, family);
+            uint64_t doubtful = doubts.empty | doubts.zero;
+            bool is_sure =
+                (doubts.empty & ~seen) == 0 && (doubts.zero & ~seen_twice) == 0;
             /* A list of several chains is of as many moments. It confirms a table, which is then
              * read once more, and is the answer only to who has asked for a list. */
             bool is_answer =
@@ -4082,7 +4087,8 @@ static const char *const change_words[] = {
     [CHANGE_CAME] = "was not there in the first read:",
     [CHANGE_WENT] = "was not there in the second read:",
     [CHANGE_SET_BACK] = "was set back between the two reads:",
-    [CHANGE_UNCLEAR] = "is one of several alike, of which some came or went:",
+    [CHANGE_UNCLEAR] =
+        "is one of several alike, of which some came, went or were set back:",
 };
 
 struct change {
@@ -4407,38 +4413,48 @@ static void note_change(struct group_table *table, const struct sighting *sighti
         sighting->group->is_left_out = true;
 }
 
-/* Puts what a rule has counted between the reads into its row. */
-static void subtract(struct group_table *table, const struct sighting *first,
-                     const struct sighting *second) {
+/* Whether a rule has less in the second read than in the first. */
+static bool fell(const struct sighting *first, const struct sighting *second) {
     struct fact before, after;
     read_record(first->facts, first->record, &before);
     read_record(second->facts, second->record, &after);
-    bool fell =
-        after.rule.packets < before.rule.packets || after.rule.bytes < before.rule.bytes;
-    if (fell) {
-        note_change(table, second, CHANGE_SET_BACK);
-        return;
-    }
+    return after.rule.packets < before.rule.packets ||
+           after.rule.bytes < before.rule.bytes;
+}
+
+/* Puts what a rule has counted between the reads into its row. */
+static void subtract(const struct sighting *first, const struct sighting *second) {
+    struct fact before, after;
+    read_record(first->facts, first->record, &before);
+    read_record(second->facts, second->record, &after);
     struct total *total = &second->group->directions[after.rule.direction];
     total->packets.low -= before.rule.packets;
     total->bytes.low -= before.rule.bytes;
 }
 
 /* Rules that are printed the same: `first` of them in the first read, and in the second read
- * those behind them. Only if there are as many can one be told from the other. */
+ * those behind them. One can be told from the other if there are as many, and none of them has
+ * less than before: it might be another one. */
 static void compare_reads(struct group_table *table, const struct sighting *sightings,
                           size_t first, size_t count) {
     size_t second = count - first;
-    if (first == second) {
+    bool one_fell = false;
+    for (size_t i = 0; i < first && first == second; i++)
+        one_fell = one_fell || fell(&sightings[i], &sightings[first + i]);
+    if (first == second && !one_fell) {
         for (size_t i = 0; i < first; i++)
-            subtract(table, &sightings[i], &sightings[first + i]);
-    } else if (first == 0 || second == 0) {
-        for (size_t i = 0; i < count; i++)
-            note_change(table, &sightings[i], first == 0 ? CHANGE_CAME : CHANGE_WENT);
-    } else {
-        for (size_t i = first; i < count; i++)
-            note_change(table, &sightings[i], CHANGE_UNCLEAR);
+            subtract(&sightings[i], &sightings[first + i]);
+        return;
     }
+    enum change_kind kind = CHANGE_UNCLEAR;
+    if (first == 0)
+        kind = CHANGE_CAME;
+    else if (second == 0)
+        kind = CHANGE_WENT;
+    else if (count == 2)
+        kind = CHANGE_SET_BACK;
+    for (size_t i = second == 0 ? 0 : first; i < count; i++)
+        note_change(table, &sightings[i], kind);
 }
 
 static void find_rates(const struct page *page, struct group_table *table,

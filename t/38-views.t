@@ -293,8 +293,8 @@ for (
     ['another name in it',   ['1 1 -p tcp ' . comment('nfprom(a=b)')],     ['2 2 -p tcp ' . comment('nfprom(a=c)')],
         ['was not there in the first read: a=c-p tcp -j RETURN', 'was not there in the second read: a=b-p tcp -j RETURN'], []],
     ['all alike, as many',   [('1 1 -p tcp') x 2],                         ['3 4 -p tcp', '1 1 -p tcp'], [], ['-p tcp', '-p tcp']],
-    ['one more of them',     [('1 1 -p tcp') x 2, '1 1 -p udp'],           [('9 9 -p tcp') x 3, '2 2 -p udp'], [('is one of several alike, of which some came or went: -p tcp -j RETURN') x 3], ['-p udp']],
-    ['one less of them',     [('1 1 -p tcp') x 2, '1 1 -p udp'],           [('9 9 -p tcp') x 1, '2 2 -p udp'], ['is one of several alike, of which some came or went: -p tcp -j RETURN'], ['-p udp']],
+    ['one more of them',     [('1 1 -p tcp') x 2, '1 1 -p udp'],           [('9 9 -p tcp') x 3, '2 2 -p udp'], [('is one of several alike, of which some came, went or were set back: -p tcp -j RETURN') x 3], ['-p udp']],
+    ['one less of them',     [('1 1 -p tcp') x 2, '1 1 -p udp'],           [('9 9 -p tcp') x 1, '2 2 -p udp'], ['is one of several alike, of which some came, went or were set back: -p tcp -j RETURN'], ['-p udp']],
 ) {
     my ($what, $before, $after, $changes, $left) = @$_;
     two_reads(map { [map { rule(split / /, $_, 3) } @$_] } $before, $after);
