@@ -2790,16 +2790,23 @@ static enum reading read_safely(const struct config *config, struct family *fami
 
 /* ---- until it is believed */
 
-/* A bit for each chain that has no rule or, where zeros are in doubt, none that has counted. */
-static uint64_t find_doubtful(const struct config *config, const struct family *family) {
-    uint64_t doubtful = 0;
+/* Chains of which a read may be wrong, a bit for each. */
+struct doubts {
+    uint64_t empty; /* without a rule */
+    uint64_t zero;  /* with rules, of which none has counted, in legacy tables */
+};
+
+static struct doubts find_doubts(const struct config *config,
+                                 const struct family *family) {
+    struct doubts doubts = {0, 0};
     for (size_t i = 0; i < config->nchains; i++) {
         const struct tally *tally = &family->facts.tallies[i];
-        unsigned long good = family->may_be_zeroed ? tally->counted : count_rules(tally);
-        if (good == 0)
-            doubtful |= (uint64_t)1 << i;
+        if (count_rules(tally) == 0)
+            doubts.empty |= (uint64_t)1 << i;
+        else if (family->may_be_zeroed && tally->counted == 0)
+            doubts.zero |= (uint64_t)1 << i;
     }
-    return doubtful;
+    return doubts;
 }
 
 /* Says in front of the reason why that command was run at all, and behind it which limits there
@@ -2829,14 +2836,16 @@ static void tell_changes(struct family *family, int reads) {
 
 /* Reads until what was read can be believed. iptables was seen to lose all rules of a chain, with
  * status 0, in a race with a change and for lack of memory, and all counters of legacy tables
- * while somebody changed them. So such a chain is believed when the read before has shown the same, by the
- * other command if it may be run. The facts are those of the last read. */
+ * while somebody changed them. So an empty chain is believed when the read before has shown the
+ * same, by the other command if it may be run; and one of zeros when two reads before have, since
+ * beside a loop of changes two in a row may meet such a moment. The facts are those of the last
+ * read. */
 static bool read_believed(const struct config *config, struct family *family,
                           usec deadline) {
     static struct ruleset rs;
     enum {
-        READS_MAX = 3,
-        A_MOMENT = 10 /* ms */
+        READS_MAX = 3, /* and one more for zeros */
+        A_MOMENT = 10  /* ms */
     };
     enum dialect usual = config->list ? DIALECT_LIST : DIALECT_SAVE;
     enum dialect other = config->list ? DIALECT_SAVE : DIALECT_LIST;
@@ -2856,8 +2865,11 @@ static bool read_believed(const struct config *config, struct family *family,
              * read once more, and is the answer only to who has asked for a list. */
             bool is_answer =
                 dialect == usual || dialect == DIALECT_SAVE || config->nchains == 1;
-            if ((doubtful & ~seen) == 0 && is_answer)
+            if (is_sure && is_answer)
                 return true;
+            if (doubts.zero != 0)
+                most = READS_MAX + 1;
+            seen_twice = seen & doubtful;
             seen = doubtful;
             dialect = dialect == usual ? other : usual;
             tell_changes(family, reads + 1);

@@ -188,10 +188,12 @@ my %LISTED = (ZERO => "-N prometheus\n-A prometheus -p udp -c 0 0\n-A prometheus
 my @unlocked = (env => { XTABLES_LOCKFILE => "$DIR/no/such/lock" });
 ends('no lock, a chain with a counter',           { save => [$SOME] }, '0 7', 'save', @unlocked);
 ends('no lock, a chain of zeros: iptables -S waits for the lock', { save => [$ZERO], list => [$LISTED{SOME}] }, '0 7', 'save list', @unlocked);
-ends('... and says the same',                     { save => [$ZERO], list => [$LISTED{ZERO}] }, '0 0', 'save list', @unlocked);
+ends('... and says the same',                     { save => [$ZERO], list => [$LISTED{ZERO}] }, '0 0', 'save list save', @unlocked);
+ends('... in two moments of a change',            { save => [$ZERO, $SOME], list => [$LISTED{ZERO}] }, '0 7', 'save list save', @unlocked);
+ends('... in two, and not in the third',          { save => [$ZERO, $ZERO, $SOME], list => [{ status => 4, err => "Fatal: can't open lock file /run/xtables.lock: Permission denied\n" }] }, '0 7', 'save list save save', @unlocked);
 ends('... and has no right to',                   { save => [$ZERO, $SOME], list => [{ status => 4, err => "Fatal: can't open lock file /run/xtables.lock: Permission denied\n" }] }, '0 7', 'save list save', @unlocked);
 ends('with a lock, a chain of zeros',             { save => [$ZERO], list => [$LISTED{SOME}] }, '0 7', 'save list');
-ends('... and iptables -S says the same',         { save => [$ZERO], list => [$LISTED{ZERO}] }, '0 0', 'save list');
+ends('... and iptables -S says the same',         { save => [$ZERO], list => [$LISTED{ZERO}] }, '0 0', 'save list save');
 ends('with a lock, a chain with a counter',       { save => [$SOME] }, '0 7', 'save');
 ends('-list of zeros, of legacy',                 { save => [$SOME], list => [$LISTED{ZERO}] }, '0 7', 'list save', flags => [qw(-list -variant legacy)]);
 ends('so they are of nft',                        { save => [$ZERO =~ s/v1\.8\.9/v1.8.9 (nf_tables)/r] }, '0 0', 'save', @unlocked);
