@@ -49,6 +49,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
@@ -2317,6 +2318,18 @@ static bool lacks_chain(const struct failure *failure) {
 
 /* Whether iptables shows a built-in chain as it shows one that the kernel has not got: without
  * a rule, and the policy has counted nothing. */
+static bool lacks_builtin_chain(const struct failure *failure) {
+    static const char *const names[] = {"INPUT", "FORWARD", "OUTPUT", "PREROUTING",
+                                        "POSTROUTING"};
+    struct text missing = failure->rs->missing;
+    bool is_builtin = false;
+    for (size_t i = 0; i < COUNT(names); i++) {
+        if (strlen(names[i]) == missing.len)
+            is_builtin |= strncasecmp(names[i], missing.at, missing.len) == 0;
+    }
+    return is_builtin && lacks_chain(failure);
+}
+
 static bool shows_nothing(const struct failure *failure) {
     for (size_t i = 0; i < failure->config->nchains; i++) {
         const struct tally *tally = &failure->facts->tallies[i];
@@ -2532,6 +2545,10 @@ static const struct advice {
     void (*put_details)(struct sink *to, const struct failure *failure);
 } advices[] = {
     {lacks_memory, "; it needs more memory", put_memory_limits},
+    {lacks_builtin_chain,
+     "; this is the name of a built-in chain, which are in capitals: of another -table, perhaps "
+     "(PREROUTING is in raw, mangle and nat)",
+     put_no_details},
     {lacks_chain, "; make the chain with `", put_chain_commands},
     {shows_nothing_beside_legacy,
      "; there are legacy tables: if the chain is in one of them, use -variant legacy",
