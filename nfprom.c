@@ -1936,6 +1936,7 @@ static _Noreturn void collect(const struct collector *self, int channel) {
     signal(SIGPIPE, SIG_DFL);  /* for the command */
     signal(SIGXFSZ, SIG_DFL);
     signal(SIGTERM, end_group);
+    signal(SIGHUP, end_group);
     signal(SIGALRM, end_group);
     signal(SIGIO, on_channel);
     set_timer(self->deadline);
