@@ -62,17 +62,18 @@ my ($list)     = grep { /^  - [\w.-]+\.yml$/m } blocks('yaml');
 my ($examples) = grep { /^nfprom_packets_total/m } blocks('', 'A sample');
 my ($listing)  = grep { /^\[.*\] -A prometheus /m } blocks('', 'A sample');
 my ($page)     = grep { /^Comment or rule /m } blocks('', 'A sample');
-my @commands   = grep { /^ *iptables /m } blocks('sh', 'Make the chain');
+my ($settings) = grep { /^ADDRESSES=/m } blocks('', 'Make the chain');
+my ($rules_of) = grep { /^-A prometheus /m } blocks('', 'Make the chain');
 my @queries;    # [question, query]
 for my $block (blocks('promql', 'Questions and their queries')) { push @queries, [$1, $2] while $block =~ /^# (.*)\n([^#\n].*)$/mg }
 
 ok($job, 'README has a job to scrape') or no_more();
 ok($list, 'and a name to put under rule_files') or no_more();
-is(1 + @jobs, scalar(blocks('yaml')), 'each of its yaml blocks is one or the other');
+is(1 + @jobs, scalar(blocks('yaml')) - blocks('yaml', 'A fleet'), 'each of its yaml blocks is one or the other, but for those of t/94-fleet.t');
 my $config = pasted("rule_files:\nscrape_configs:\n", $list, $job);
 is(2 * @queries, scalar(grep { /\S/ } map { split /\n/ } blocks('promql', 'Questions and their queries')), 'its promql blocks are questions, each with one line for answer');
 ok($examples && $listing && $page, 'it shows a first scrape');
-is(scalar(@commands), 2, 'it makes a chain, and sends the packets through it');
+ok($settings && $rules_of, 'it makes a chain, and shows rules of it') or no_more();
 
 # ---- the scrape config and the rules, as promtool sees them
 
@@ -118,14 +119,16 @@ must(qw(ip address add), "$_/32", qw(dev lo)) for @OTHER;
 must(@on_peer, qw(ip route add 203.0.113.0/24 via 192.0.2.1));
 must(@on_peer, qw(ip -6 route add), "$HERE->{6}/128", qw(via 2001:db8:2::1));
 
-# ---- the chain, in the words of the README; for IPv6 "the same with ip6tables and the machine's IPv6 address"
+# ---- the chain, by README's script with the lines that README shows, and an address of IPv6
 
-for my $command (@commands) {
-    my $for_ipv6 = $command =~ s/\biptables\b/ip6tables/gr =~ s/203\.0\.113\.140/$HERE->{6}/gr;
-    for my $text ($command, $for_ipv6) {
-        my ($status, @said) = run($text, qw(sh -e));
-        is(join('', $status, @said), '0', 'README: ' . ($text =~ /^( *ip6?tables .*)/m)[0] . ', and the lines after it') or diag($text);
-    }
+{
+    my $script = slurp("$SOURCE/systemd/chain");
+    like($script, qr/^\Q$_\E$/m, "the script has README's line $_") for split /\n/, $settings;
+    is($script =~ s/^(ADDRESSES='[^']*)/$1 $HERE->{6}/mr eq $script, '', 'and room for one more address');
+    my ($status, @said) = run($script =~ s/^(ADDRESSES='[^']*)/$1 $HERE->{6}/mr, qw(sh -s));
+    is(join('', $status, @said), '0', 'it makes the chain, and says nothing');
+    my %made = map { $_ => 1 } split /\n/, must(qw(iptables -S prometheus));
+    ok($made{$_}, "README: $_") for split /\n/, $rules_of;
 }
 is(kernel($_)->{'INPUT jumps'} . kernel($_)->{'OUTPUT jumps'}, 11, "IPv$_: both chains jump to it") for 4, 6;
 
