@@ -2405,8 +2405,15 @@ static bool comes_near_limit(const struct failure *failure) {
 }
 
 static bool lacks_memory(const struct failure *failure) {
-    return says(failure, "emory") || says(failure, "No buffer space") ||
-           says(failure, "failed to map segment") || comes_near_limit(failure);
+    static const char *const words[] = {
+        "llocate memory",  "lloc memory",     "ut of memory",          "emory allocation",
+        "emory exhausted", "No buffer space", "failed to map segment",
+    };
+    for (size_t i = 0; i < COUNT(words); i++) {
+        if (says(failure, words[i]))
+            return true;
+    }
+    return comes_near_limit(failure);
 }
 
 /* A line that iptables does not print there begins like this. */

@@ -32,6 +32,7 @@ advises('a word like permission', { err => "Could not determine whether revision
 advises('native rules that iptables cannot say', { err => "Error: unknown payload offset\niptables-save v1.8.9 (nf_tables): Parsing nftables rule failed\n", status => 3 }, qr/; the table holds native nft rules that iptables cannot express/);
 advises('native rules that make iptables refuse the table', { out => "# Table `filter' is incompatible, use 'nft' tool.\n" }, qr/; the table holds native nft rules that iptables cannot express \(README, What it cannot see\)$/m);
 advises('no memory for a library',     { err => "sh: error while loading shared libraries: libc.so.6: failed to map segment from shared object\n", status => 127 }, qr/; it needs more memory/);
+advises('... but not a chain of that name', { list => '', err => "iptables v1.8.9 (nf_tables): chain `memory' in table `filter' is incompatible, use 'nft' tool.\n", status => 1 }, qr/no chain memory; it said: .*; make the chain with/, '-list', '-chain', 'memory');
 advises('... nor if memory is', { err => "iptables-save v1.8.9 (nf_tables): Could not fetch rule set generation id: Memory allocation problem\n", status => 4 }, qr/; it needs more memory/);
 advises('a kernel without legacy tables', { err => "iptables-save v1.8.9 (legacy): Cannot initialize: Table does not exist (do you need to insmod?)\n", status => 1 },
     qr/; if this kernel has no legacy tables, use -variant nft, or load their module \(RHEL: kernel-modules-extra\)$/m);
