@@ -2663,9 +2663,12 @@ enum reading {
 static enum reading judge_run(const struct failure *failure, struct run *run,
                               bool whole) {
     if (!whole || run->end.status != 0) {
-        if (failure->rs->changed && !run->timed_out)
+        bool may_go_on = run->collector->channel >= 0;
+        if (run->timed_out)
+            return READ_FAILED;
+        if (failure->rs->changed)
             return READ_UNSTEADY;
-        return is_refused(failure) ? READ_REFUSED : READ_FAILED;
+        return may_go_on && is_refused(failure) ? READ_REFUSED : READ_FAILED;
     }
     if (comes_near_limit(failure)) {
         snprintf(
