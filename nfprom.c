@@ -2030,6 +2030,7 @@ static void end_collectors(struct collector *collectors) {
         while (waitpid(collectors[i].pid, NULL, 0) < 0 && errno == EINTR && now() < until)
             ;
     }
+    setitimer(ITIMER_REAL, &(struct itimerval){.it_value = {0, 0}}, NULL);
 }
 
 /* ---- rights ------------------------------------------------------------------------ */
