@@ -77,6 +77,7 @@ typedef long long usec; /* microseconds, and points of the monotonic clock in th
 enum {
     MS = 1000,
     SECOND = 1000 * MS,
+    MINUTE = 60 * SECOND,
 
     /* time */
     SENDING_DIVISOR = 16,     /* the last 1/16 of the time is for sending */
@@ -5548,13 +5549,16 @@ static void tell_shortage(const char *what) {
 }
 
 /* The same of connections that are too many. */
-static void tell_crowd(bool is_crowd) {
-    static bool told;
-    if (is_crowd && !told)
-        log_line(
-            "-addr: a connection is closed: %d are the most at once, %d from one address",
-            CONNECTIONS_MAX, SOURCE_MAX);
-    told = is_crowd;
+/* Once a minute: strangers may come as often as they like. */
+static void tell_crowd(void) {
+    static usec next;
+    usec time = now();
+    if (time < next)
+        return;
+    next = time + MINUTE;
+    log_line(
+        "-addr: a connection is closed: %d are the most at once, %d from one address",
+        CONNECTIONS_MAX, SOURCE_MAX);
 }
 
 /* Takes a connection, if there is one; closes one that is too many. False in a shortage: the
@@ -5574,8 +5578,8 @@ static bool take_connection(struct server *server, int listener) {
     struct source source = source_of(&peer);
     reap(children);
     bool is_crowd = is_crowded(children, &source);
-    tell_crowd(is_crowd);
     if (is_crowd) {
+        tell_crowd();
         close(fd);
         return true;
     }
