@@ -80,6 +80,8 @@ ends('the other command does not find the chain',   { save => [$EMPTY], list => 
     qr/^ipv4: a chain was printed without a rule.*no chain prometheus/m, 'save list');
 ends('the other command hangs',                     { save => [$EMPTY], list => [{ hang => 1 }] }, qr/^ipv4: a chain was printed without a rule.*did not end in time/m,
     'save list', flags => [qw(-timeout 5s)], status => 504);
+ends('... after words of a refusal',                 { save => [$EMPTY], list => [{ hang => 1, err => "iptables v1.8.9 (nf_tables): Permission denied (you must be root)\n" }] },
+    qr/^ipv4: a chain was printed without a rule.*did not end in time/m, 'save list', flags => [qw(-timeout 5s)], status => 504);
 
 my ($A, $B, $AB) = map { my $rules = $_; save({ chains => [':a - [0:0]', ':b - [0:0]'] }, map {"[7:70] -A $_ -p tcp"} split //, $rules) } qw(a b ab);
 my @two = (flags => [qw(-chain a -chain b)]);
