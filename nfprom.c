@@ -321,7 +321,7 @@ struct endpoint {
 
 struct config {
     struct text chains[CHAINS_MAX]; /* their names as given */
-    struct text labels[CHAINS_MAX]; /* as they are shown */
+    struct text shown_chains[CHAINS_MAX];
     char label_bytes[CHAINS_MAX][VISIBLE_MAX * CHAIN_NAME_MAX];
     size_t nchains;
     const char *table, *namespace;
@@ -459,12 +459,12 @@ static bool add_chain(struct config *config, const struct flag *flag, const char
     size_t i = config->nchains;
     struct text label = make_visible(config->label_bytes[i], name);
     for (size_t other = 0; other < i; other++) {
-        if (same_text(config->labels[other], label)) {
+        if (same_text(config->shown_chains[other], label)) {
             return wrong("-%s %s: named twice", flag->name, value);
         }
     }
     config->chains[i] = name;
-    config->labels[i] = label;
+    config->shown_chains[i] = label;
     config->nchains++;
     return true;
 }
@@ -808,11 +808,11 @@ static void cut_off(struct sink *sink, const char *at, size_t len) {
     sink->passed += len - room;
 }
 
-static struct sink begin_text(char *to, size_t size) {
+static struct sink begin_string(char *to, size_t size) {
     return (struct sink){.window = to, .size = size - 1, .overflow = cut_off};
 }
 
-static void end_text(struct sink *sink) {
+static void end_string(struct sink *sink) {
     sink->window[sink->used] = '\0';
 }
 
@@ -1648,8 +1648,10 @@ enum lock_state {
  * only one at a time tries to get it: the others stand in line at the lock of their own
  * program's file. */
 struct lock {
-    int fd, queue; /* -1: not opened */
-    bool is_first, held;
+    int fd;       /* -1: not opened */
+    int line;     /* the same */
+    bool may_try; /* it is the first in the line, or there is none, or the wait is over */
+    bool held;
 };
 
 enum {
@@ -1663,15 +1665,15 @@ static const char *lock_file(void) {
 }
 
 static void stand_in_line(struct lock *lock) {
-    lock->queue = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
-    lock->is_first = lock->queue < 0;
+    lock->line = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
+    lock->may_try = lock->line < 0;
 }
 
 static void try_line(struct lock *lock) {
-    if (lock->is_first)
+    if (lock->may_try)
         return;
-    bool is_taken = flock(lock->queue, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
-    lock->is_first = !is_taken; /* (some file systems know no such lock) */
+    bool is_taken = flock(lock->line, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+    lock->may_try = !is_taken; /* (some file systems know no such lock) */
 }
 
 /* A quarter of the time at most: anybody may hold up what stands at a file that anybody may
@@ -1679,11 +1681,11 @@ static void try_line(struct lock *lock) {
 static void wait_in_line(struct lock *lock, usec deadline) {
     usec until = now() + (deadline - now()) / 4;
     try_line(lock);
-    while (!lock->is_first && now() < until) {
+    while (!lock->may_try && now() < until) {
         poll(NULL, 0, NAP_IN_LINE);
         try_line(lock);
     }
-    lock->is_first = true;
+    lock->may_try = true;
 }
 
 static void open_lock(struct lock *lock) {
@@ -1696,7 +1698,7 @@ static void open_lock(struct lock *lock) {
 /* A file system that knows no such lock is as good as a lock that cannot be opened. */
 static void try_lock(struct lock *lock) {
     try_line(lock);
-    if (!lock->is_first)
+    if (!lock->may_try)
         return;
     lock->held = flock(lock->fd, LOCK_EX | LOCK_NB) == 0;
     if (lock->held || errno == EWOULDBLOCK || errno == EINTR)
@@ -1715,7 +1717,7 @@ static void wait_for_lock(struct lock *lock, usec deadline) {
 }
 
 static struct lock take_lock(enum lock_use use, usec deadline) {
-    struct lock lock = {.fd = -1, .queue = -1};
+    struct lock lock = {.fd = -1, .line = -1};
     if (use == LOCK_IN_LINE) {
         stand_in_line(&lock);
         wait_in_line(&lock, deadline);
@@ -1738,8 +1740,8 @@ static enum lock_state state_of(const struct lock *lock) {
 static void release_lock(const struct lock *lock) {
     if (lock->fd >= 0)
         close(lock->fd);
-    if (lock->queue >= 0)
-        close(lock->queue);
+    if (lock->line >= 0)
+        close(lock->line);
 }
 
 /* ---- the collector: it has the right, and reads nothing ---------------------------- */
@@ -1767,14 +1769,14 @@ struct collector {
 /* Lives until the next call. */
 static const char *command_of(const struct collector *collector, enum dialect dialect) {
     static char command[COMMAND_MAX];
-    struct sink sink = begin_text(command, sizeof command);
+    struct sink sink = begin_string(command, sizeof command);
     put_command(&sink, collector->config, collector->kind, collector->sudo, dialect);
-    end_text(&sink);
+    end_string(&sink);
     return command;
 }
 
 /* From nfprom. */
-struct word {
+struct order {
     uint32_t dialect; /* which of the commands */
     uint32_t lock;    /* enum lock_use */
 };
@@ -1821,7 +1823,7 @@ static int status_of(int wait_status) {
     return BY_SIGNAL + WTERMSIG(wait_status);
 }
 
-static void end_group(int signal) {
+static void kill_group(int signal) {
     (void)signal;
     kill(0, SIGKILL);
 }
@@ -1831,7 +1833,7 @@ static void on_channel(int signal) {
     int error = errno; /* NOLINT(bugprone-signal-handler): kept for who was interrupted */
     struct pollfd channel = {.fd = CHANNEL};
     if (poll(&channel, 1, 0) == 1 && (channel.revents & POLLHUP))
-        end_group(signal);
+        kill_group(signal);
     errno = error; /* NOLINT(bugprone-signal-handler) */
 }
 
@@ -1867,7 +1869,7 @@ static bool can_see(const char *file) {
 
 /* Waits for the end of a command. Its standard input is popen's pipe, which pclose closes at once.
  * Without a pipe the error says why there is no command. */
-static struct end end_command(const struct collector *self, FILE *pipe, int error) {
+static struct end await_command(const struct collector *self, FILE *pipe, int error) {
     struct rusage own = {.ru_maxrss = 0};
     struct rusage children = {.ru_maxrss = 0};
     struct end end = {.status = CANNOT_RUN};
@@ -1888,15 +1890,17 @@ static struct end end_command(const struct collector *self, FILE *pipe, int erro
     return end;
 }
 
-/* Between two commands the collector's standard streams are the channel. False: they are not. */
-static bool obey(const struct collector *self, struct word word) {
+/* Runs one command, with the lock as it was told: says that it has started, with the pipes' read
+ * ends, and then how it ended. Between two commands the collector's standard streams are the
+ * channel. False: they could not be put back. */
+static bool obey(const struct collector *self, struct order order) {
     int out[2] = {-1, -1};
     int err[2] = {-1, -1};
-    struct lock lock = take_lock(word.lock, self->deadline);
+    struct lock lock = take_lock(order.lock, self->deadline);
     bool piped = pipe2(out, O_CLOEXEC) == 0 && pipe2(err, O_CLOEXEC) == 0 &&
                  dup2(out[1], STDOUT_FILENO) >= 0 && dup2(err[1], STDERR_FILENO) >= 0;
     struct start start = {piped ? 0 : errno, state_of(&lock)};
-    FILE *pipe = piped ? popen(command_of(self, word.dialect), "we") : NULL;
+    FILE *pipe = piped ? popen(command_of(self, order.dialect), "we") : NULL;
     int error = errno;
     tell_start(&start, out[0], err[0]);
     for (int i = 0; i < 2; i++) {
@@ -1904,18 +1908,18 @@ static bool obey(const struct collector *self, struct word word) {
         close(err[i]);
     }
     if (piped) {
-        struct end end = end_command(self, pipe, error);
+        struct end end = await_command(self, pipe, error);
         send(CHANNEL, &end, sizeof end, MSG_NOSIGNAL);
     }
     release_lock(&lock);
     return dup2(CHANNEL, STDOUT_FILENO) >= 0 && dup2(CHANNEL, STDERR_FILENO) >= 0;
 }
 
-/* Takes a word. False: it is none, or there will be no more. */
-static bool take_word(struct word *word) {
-    ssize_t len = recv(CHANNEL, word, sizeof *word, MSG_TRUNC);
-    return len == sizeof *word && word->dialect <= DIALECT_LIST &&
-           word->lock <= LOCK_WAITED_FOR;
+/* Takes an order. False: it is none, or there will be no more. */
+static bool take_order(struct order *order) {
+    ssize_t len = recv(CHANNEL, order, sizeof *order, MSG_TRUNC);
+    return len == sizeof *order && order->dialect <= DIALECT_LIST &&
+           order->lock <= LOCK_WAITED_FOR;
 }
 
 /* SIGALRM at that time, and again and again: one may come just before what it is to interrupt. */
@@ -1930,15 +1934,15 @@ static void set_timer(usec deadline) {
 
 /* Only the collector comes here. */
 static _Noreturn void collect(const struct collector *self, int channel) {
-    struct word word;
+    struct order order;
     if (setpgid(0, 0) != 0)
         _exit(CANNOT_RUN);     /* its group would be somebody else's */
     prctl(PR_SET_DUMPABLE, 0); /* the same user, too, may not trace it */
     signal(SIGPIPE, SIG_DFL);  /* for the command */
     signal(SIGXFSZ, SIG_DFL);
-    signal(SIGTERM, end_group);
-    signal(SIGHUP, end_group);
-    signal(SIGALRM, end_group);
+    signal(SIGTERM, kill_group);
+    signal(SIGHUP, kill_group);
+    signal(SIGALRM, kill_group);
     signal(SIGIO, on_channel);
     set_timer(self->deadline);
     /* Nobody but nfprom holds the client's connection. */
@@ -1947,9 +1951,9 @@ static _Noreturn void collect(const struct collector *self, int channel) {
                  fcntl(CHANNEL, F_SETOWN, getpid()) == 0 &&
                  fcntl(CHANNEL, F_SETFL, O_ASYNC) == 0;
     close(channel);
-    while (ready && take_word(&word))
-        ready = obey(self, word);
-    end_group(0);
+    while (ready && take_order(&order))
+        ready = obey(self, order);
+    kill_group(0);
     _exit(0);
 }
 
@@ -2152,7 +2156,7 @@ static bool await_start(struct run *run, usec deadline) {
 /* Tells the collector to start a command. */
 static struct run start_run(struct collector *collector, enum dialect dialect,
                             enum lock_use lock) {
-    struct word word = {dialect, lock};
+    struct order order = {dialect, lock};
     struct run run = {.collector = collector, .out = -1, .err = -1};
     if (collector->channel < 0) {
         run.error = collector->error;
@@ -2160,7 +2164,7 @@ static struct run start_run(struct collector *collector, enum dialect dialect,
     }
     ssize_t sent;
     do {
-        sent = send(collector->channel, &word, sizeof word, MSG_NOSIGNAL);
+        sent = send(collector->channel, &order, sizeof order, MSG_NOSIGNAL);
     } while (sent < 0 && errno == EINTR);
     if (sent < 0)
         run.error = errno == EPIPE || errno == ECONNRESET ? COLLECTOR_GONE : errno;
@@ -2279,7 +2283,7 @@ struct family {
     struct collector *collector;
     bool enabled, success, timed_out;
     usec duration;
-    usec ended;                 /* when it was read */
+    usec read_until;            /* when its read was over */
     usec lock_time;             /* of it, waiting for the lock of the legacy tables */
     enum lock_state lock_state; /* of the lock of the legacy tables, in the last run */
     bool may_be_zeroed; /* legacy tables: for a moment in each change all is zero */
@@ -2635,7 +2639,7 @@ static const char *whole_lines(const struct run *run) {
 
 /* Writes the reason into the family. */
 static void explain(struct family *family, const struct failure *failure) {
-    struct sink reason = begin_text(family->reason, sizeof family->reason);
+    struct sink reason = begin_string(family->reason, sizeof family->reason);
     struct text command = {failure->command, strlen(failure->command)};
     bool is_long = command.len > COMMAND_SHOWN_MAX; /* the rest needs room too */
     if (is_long)
@@ -2648,7 +2652,7 @@ static void explain(struct family *family, const struct failure *failure) {
         put_format(&reason, "; it said: %s", failure->said);
     if (!failure->run->timed_out)
         put_advice(&reason, failure);
-    end_text(&reason);
+    end_string(&reason);
 }
 
 /* ---- reading a family */
@@ -2843,7 +2847,7 @@ static struct doubts find_doubts(const struct config *config,
  * are. */
 static void add_doubt(struct family *family) {
     static char reason[REASON_MAX];
-    struct sink text = begin_text(reason, sizeof reason);
+    struct sink text = begin_string(reason, sizeof reason);
     put_string(
         &text,
         "a chain was printed without a rule, or with nothing but zeros, which iptables "
@@ -2852,7 +2856,7 @@ static void add_doubt(struct family *family) {
     put_string(&text, family->reason);
     if (!strstr(family->reason, "there is a limit"))
         put_limits(&text);
-    end_text(&text);
+    end_string(&text);
     memcpy(family->reason, reason, sizeof family->reason);
 }
 
@@ -2864,6 +2868,11 @@ static void tell_changes(struct family *family, int reads) {
         reads);
 }
 
+enum {
+    READS_MAX = 3, /* and one more for zeros */
+    A_MOMENT = 10  /* ms between two of them */
+};
+
 /* Reads until what was read can be believed. iptables was seen to lose all rules of a chain, with
  * status 0, in a race with a change and for lack of memory, and all counters of legacy tables
  * while somebody changed them. So an empty chain is believed when the read before has shown the
@@ -2873,10 +2882,6 @@ static void tell_changes(struct family *family, int reads) {
 static bool read_believed(const struct config *config, struct family *family,
                           usec deadline) {
     static struct ruleset rs;
-    enum {
-        READS_MAX = 3, /* and one more for zeros */
-        A_MOMENT = 10  /* ms */
-    };
     enum dialect usual = config->list ? DIALECT_LIST : DIALECT_SAVE;
     enum dialect other = config->list ? DIALECT_SAVE : DIALECT_LIST;
     enum dialect dialect = usual;
@@ -2923,8 +2928,8 @@ static void read_family(const struct config *config, struct family *family,
     family->success = read_believed(config, family, deadline);
     if (!family->success)
         forget_facts(&family->facts);
-    family->ended = now();
-    family->duration = family->ended - started;
+    family->read_until = now();
+    family->duration = family->read_until - started;
 }
 
 static bool has_failed(const struct family *family) {
@@ -3094,7 +3099,7 @@ static void put_address(struct sink *sink, const struct sample *sample) {
 }
 
 static void put_chain(struct sink *sink, const struct sample *sample) {
-    struct text name = sample->config->labels[sample->chain];
+    struct text name = sample->config->shown_chains[sample->chain];
     if (sample->is_plain) {
         put_text(sink, name);
     } else {
@@ -3341,7 +3346,7 @@ struct exposition {
 static void add_opening(struct exposition *e, const struct label *label) {
     bool is_first = e->nopenings == 0;
     struct opening *opening = &e->openings[e->nopenings];
-    struct sink text = begin_text(opening->bytes, sizeof opening->bytes);
+    struct sink text = begin_string(opening->bytes, sizeof opening->bytes);
     if (!puts_names(label))
         put_opening(&text, is_first, (struct text){label->name, strlen(label->name)});
     opening->len = text.used;
@@ -3352,7 +3357,7 @@ static void add_opening(struct exposition *e, const struct label *label) {
 /* Finds the labels of the metric's samples, and what stands before each value. */
 static void begin_metric(struct exposition *e, const struct metric *metric) {
     const struct config *config = e->report->config;
-    struct sink name = begin_text(e->name, sizeof e->name);
+    struct sink name = begin_string(e->name, sizeof e->name);
     put_string(&name, config->namespace);
     put_string(&name, "_");
     put_string(&name, metric->name);
@@ -3874,7 +3879,7 @@ static void put_page_head(struct sink *sink, const char *units) {
 static void put_caption(struct sink *sink, const struct report *report,
                         const struct family *family, size_t chain) {
     put_format(sink, "<table><caption>%s, chain ", family->kind->name);
-    put_html(sink, report->config->labels[chain]);
+    put_html(sink, report->config->shown_chains[chain]);
     put_string(sink, "</caption>\n<thead><tr>");
 }
 
@@ -3899,7 +3904,7 @@ struct totals {
         struct sum packets, bytes;
     } directions[DIRECTION_OUT + 1]; /* of rules with a direction, and of all others */
     struct sum bytes;
-    unsigned long added, left_out; /* rows */
+    unsigned long added, without_share; /* rows */
 };
 
 /* Whether what a rule has counted may be counted again in the same chain: by the next rule, or
@@ -3934,7 +3939,7 @@ static struct totals total_of(const struct facts *facts, size_t chain) {
     struct walk walk = begin_walk(facts);
     while (next_of_chain(&walk, chain, &fact)) {
         if (goes_on(&fact, &facts->tallies[chain])) {
-            totals.left_out++;
+            totals.without_share++;
             continue;
         }
         struct total *total = &totals.directions[fact.rule.direction];
@@ -4004,12 +4009,12 @@ static void put_table(struct sink *sink, const struct report *report,
     if (totals.added > 0)
         put_totals(sink, &totals);
     put_string(sink, "\n</table>\n");
-    if (totals.left_out == 0)
+    if (totals.without_share == 0)
         return;
     put_format(sink,
                "<p>After %lu of these rules a packet goes on, and may be counted again: "
                "they have no share and are in no total.\n",
-               totals.left_out);
+               totals.without_share);
 }
 
 static void put_chain_tables(struct sink *sink, const struct report *report,
@@ -4024,7 +4029,7 @@ static void put_chain_tables(struct sink *sink, const struct report *report,
 static void put_reference_words(struct sink *sink, const struct report *report,
                                 const struct family *family, size_t chain) {
     const struct facts *facts = &family->facts;
-    struct text name = report->config->labels[chain];
+    struct text name = report->config->shown_chains[chain];
     if (knows_references(family, chain) && facts->references.counts[chain] == 0) {
         put_format(sink, "<p>No rule of %s jumps to the chain ", family->kind->name);
         put_html(sink, name);
@@ -4062,7 +4067,7 @@ static void put_success_words(struct sink *sink, const struct report *report,
         if (has_rows(family, chain))
             continue;
         put_string(sink, "<p>There is no rule in the chain ");
-        put_html(sink, report->config->labels[chain]);
+        put_html(sink, report->config->shown_chains[chain]);
         put_format(sink, " of %s.\n", family->kind->name);
     }
     for (size_t chain = 0; chain < report->config->nchains; chain++)
@@ -4108,7 +4113,7 @@ struct rule_group {
         GROUP_ALONE
     } kind;
     bool goes_on;
-    bool is_left_out; /* there is no rate */
+    bool has_no_rate;
     struct text value;
     size_t record; /* of the first of its rules */
     unsigned long rules, unreachable;
@@ -4147,8 +4152,8 @@ struct group_table {
     size_t count;
     struct change *changes;
     size_t nchanges;
-    struct sum bytes;       /* of the rows that have a share */
-    unsigned long left_out; /* rules in rows that have none */
+    struct sum bytes;            /* of the rows that have a share */
+    unsigned long without_share; /* rules in rows that have none */
     usec over;
 };
 
@@ -4361,7 +4366,7 @@ static void merge_groups(struct group_table *table) {
     size_t count = 0;
     qsort(groups, table->count, sizeof *groups, compare_values);
     for (size_t i = 0; i < table->count; i++) {
-        if (groups[i].is_left_out)
+        if (groups[i].has_no_rate)
             continue;
         if (count > 0 && belong_together(&groups[count - 1], &groups[i])) {
             add_group(&groups[count - 1], &groups[i]);
@@ -4374,7 +4379,7 @@ static void merge_groups(struct group_table *table) {
         for (enum direction d = DIRECTION_NONE; d <= DIRECTION_OUT; d++)
             add_sum(&groups[i].bytes, &groups[i].directions[d].bytes);
         if (groups[i].goes_on) {
-            table->left_out += groups[i].rules;
+            table->without_share += groups[i].rules;
         } else {
             add_sum(&table->bytes, &groups[i].bytes);
         }
@@ -4452,7 +4457,7 @@ static void note_change(struct group_table *table, const struct sighting *sighti
     table->changes[table->nchanges++] =
         (struct change){kind, sighting->facts, sighting->record};
     if (sighting->group)
-        sighting->group->is_left_out = true;
+        sighting->group->has_no_rate = true;
 }
 
 /* Whether a rule has less in the second read than in the first. */
@@ -4518,7 +4523,7 @@ static void find_rates(const struct page *page, struct group_table *table,
         start = end;
     }
     qsort(table->changes, table->nchanges, sizeof *table->changes, compare_changes);
-    table->over = table->family->ended - before->ended;
+    table->over = table->family->read_until - before->read_until;
 }
 
 /* ---- all tables */
@@ -4584,7 +4589,7 @@ static bool fill_page(struct page *page) {
     page->no_memory = !memory || !page->groups || !page->changes || !page->sightings;
     if (page->no_memory)
         return false;
-    struct sink values = begin_text(memory, size);
+    struct sink values = begin_string(memory, size);
     for (size_t f = 0; f < FAMILIES; f++) {
         for (size_t chain = 0; chain < page->report->config->nchains; chain++) {
             if (page->report->families[f].success)
@@ -4673,15 +4678,15 @@ static void put_group_table(struct sink *sink, const struct page *page,
             put_group(sink, page, table, &table->groups[i]);
         put_string(sink, "\n</table>\n");
     }
-    if (table->left_out > 0)
+    if (table->without_share > 0)
         put_format(sink,
                    "<p>After %lu of these rules a packet goes on, and may be counted "
                    "again: they are in rows of their own, which have no share.\n",
-                   table->left_out);
+                   table->without_share);
     if (table->nchanges == 0)
         return;
     put_format(sink, "<p>%s, chain ", table->family->kind->name);
-    put_html(sink, page->report->config->labels[table->chain]);
+    put_html(sink, page->report->config->shown_chains[table->chain]);
     put_string(sink, ", without a rate and in no row:\n<ul>");
     for (size_t i = 0; i < table->nchanges; i++)
         put_change(sink, &table->changes[i]);
@@ -4747,7 +4752,7 @@ static void put_words(struct sink *sink, const struct page *page) {
             put_failure_words(sink, family);
         }
         if (family->success && page->before) {
-            usec over = family->ended - page->before->families[f].ended;
+            usec over = family->read_until - page->before->families[f].read_until;
             put_format(sink, "<p>%s: the two reads were %lld.%03lld s apart.\n",
                        family->kind->name, over / SECOND, over / MS % 1000);
         }

@@ -38,7 +38,7 @@ static void check_reserved(void) {
 
 /* The input as a table. */
 static struct sink write_table(char *to, size_t size, const char *data, size_t len) {
-    struct sink table = begin_text(to, size);
+    struct sink table = begin_string(to, size);
     put_string(&table, "*filter\n:INPUT ACCEPT [1:2]\n:prometheus - [0:0]\n:caf\xe9 - [0:0]\n");
     while (len > 0) {
         const char *newline = memchr(data, '\n', len);
@@ -104,13 +104,13 @@ static void check(const char *data, size_t len) {
     configure();
     check_reserved();
     struct family *family = &report.families[IPV4];
-    struct sink out = begin_text(exposition, sizeof exposition);
+    struct sink out = begin_string(exposition, sizeof exposition);
     struct sink in = write_table(table, sizeof table, data, len < INPUT_MAX ? len : INPUT_MAX);
     report.config = &config;
     *family = (struct family){.kind = &family_kinds[IPV4], .enabled = true, .success = true};
     read_rules(family, (struct ruleset_memory){RULE_LINE_MAX, sizeof table, lines, comment}, (struct text){table, in.used});
     put_exposition(&out, &report, FORMAT_TEXT);
-    end_text(&out);
+    end_string(&out);
     bool is_whole = out.passed == 0 && !memchr(exposition, '\0', out.used);
     if (is_whole)
         check_lines(exposition);

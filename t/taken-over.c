@@ -104,7 +104,7 @@ static void attack_word(const char *hex) {
 }
 
 static void attack_lock(void) {
-    struct word word = {DIALECT_SAVE, LOCK_WAITED_FOR};
+    struct order word = {DIALECT_SAVE, LOCK_WAITED_FOR};
     say("sent", send(find_channel(), &word, sizeof word, 0));
     fflush(stdout);
     for (;;)
