@@ -1837,7 +1837,7 @@ static void on_channel(int signal) {
     errno = error; /* NOLINT(bugprone-signal-handler) */
 }
 
-/* Sends the start, with the read ends if both are there. */
+/* Sends the start, with the read ends if both are there; or why that cannot be done. */
 static void tell_start(const struct start *start, int out, int err) {
     union {
         struct cmsghdr head; /* for its alignment */
@@ -1855,7 +1855,10 @@ static void tell_start(const struct start *start, int out, int err) {
         head->cmsg_len = CMSG_LEN(sizeof ends);
         memcpy(CMSG_DATA(head), ends, sizeof ends);
     }
-    sendmsg(CHANNEL, &message, MSG_NOSIGNAL);
+    if (sendmsg(CHANNEL, &message, MSG_NOSIGNAL) >= 0)
+        return;
+    const struct start failed = {errno, start->lock};
+    send(CHANNEL, &failed, sizeof failed, MSG_NOSIGNAL);
 }
 
 /* Whether the file can be read, or is not there. */

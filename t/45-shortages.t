@@ -197,6 +197,7 @@ SKIP: {
         my $r = with_fault($fault, 'nothing');
         like("$r->{exit} $r->{stderr}", qr/\A1 nfprom: the rights cannot be dropped, so nothing is read: [^\n]+\n\z/, '... and no request is read');
     }
+    with_fault('-f send 2 ENOBUFS', 503, qr/cannot start a process: .*buffer/i, what => "the collector's answer");
     with_fault('send 2 EINTR', 200);
     with_fault('send 2 EAGAIN', 200);
     with_fault('send 2+ short', 200, undef, what => 'a byte at a time');
