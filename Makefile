@@ -232,8 +232,9 @@ ifneq ($(UNITDIR),)
 	rmdir "$(DESTDIR)$(UNITDIR)" "$(DESTDIR)$(dir $(UNITDIR))" "$(DESTDIR)$(SYSUSERSDIR)" 2> /dev/null || true
 endif
 
+# (The shell outlives Ctrl-C by the trap. Without it make calls that an error.)
 run: nfprom ## show nfprom at work, in a network namespace of its own
-	@t/run "$(ADDR)" "$(PORT)"
+	@trap : INT; t/run "$(ADDR)" "$(PORT)"
 
 clean: ## remove what was built
 	rm -f nfprom nfprom-*-linux-* nfprom_*.deb t/parse t/fuzz t/series t/bench-run $(FUZZERS) .compiled-with
