@@ -336,18 +336,29 @@ for (@BOTH) {
     my ($line)    = $section =~ /^(nfprom_bytes_total\{.*\}) \d+$/m;
     my ($names)   = $section =~ /a meaning already: `(.*?)`/;
     my ($undo)    = $section =~ /^The undo is the same with `(.*?)`/m;
-    must('sh', '-ec', "iptables -N prometheus\n$script");
-    my $once = join "\n", map { $_->[2] } saved_rules(4, 'nft', 'prometheus');
+    my $chain = slurp("$SOURCE/systemd/chain");
+    my $rules = sub { return join "\n", map { $_->[2] } saved_rules(4, 'nft', 'prometheus') };
+    must('sh', '-c', $chain);
+    my $made = $rules->();
     must('sh', '-ec', $script);
-    is(join("\n", map { $_->[2] } saved_rules(4, 'nft', 'prometheus')), $once, 'README: names from comments, once more: nothing is there twice');
+    my $once = $rules->();
+    is(substr($once, -length $made), $made, 'README: names from comments: they stand before those of the script for the chain');
+    must('sh', '-ec', $script);
+    is($rules->(), $once, 'README: names from comments, once more: no rule is made twice');
+    must('sh', '-c', $chain);
+    is($rules->(), $once, 'README: ... and the script for the chain leaves them');
+    must(qw(iptables -F prometheus));
+    must('sh', '-c', "$chain$script") for 1, 2;
+    is($rules->(), $once, 'README: ... at the end of which they may stand');
     my $body = one_shot($NFPROM)->{body};
     like($body, qr/^\Q$line\E 0$/m, 'README: the names of a service');
-    my @series = sort map { /service=(\w+)/ } keys %{ exposition($body)->{nfprom_packets_total} };
-    is("@series", 'http http https https smtp smtp ssh ssh', 'README: and those of the others');
+    my @series = sort map { /host=alpha,.*service=(\w+)/ } keys %{ exposition($body)->{nfprom_packets_total} };
+    is("@series", 'imaps imaps ldap ldap mysql mysql postgresql postgresql', 'README: and those of the others');
+    is(exposition($body)->{$_}{'l2proto=ipv4'}, 0, "README: none of them: $_") for qw(nfprom_unreachable_rules nfprom_nonterminal_rules nfprom_label_errors);
     must(qw(iptables -A prometheus -p udp -m comment --comment), "nfprom($_=x)") for split / /, $names;
     is(exposition(one_shot($NFPROM)->{body})->{nfprom_label_errors}{'l2proto=ipv4'}, 16, 'README: the names that have a meaning already');
     must('sh', '-ec', $script =~ s/^( +)iptables -w -C .*/$1$undo/mr);
-    is(scalar(grep { $_->[2] !~ /-p udp / } saved_rules(4, 'nft', 'prometheus')), 0, 'README: the undo takes them away');
+    is(join("\n", grep { !/-p udp / } split /\n/, $rules->()), $made, 'README: the undo takes them away, and no other');
     flush_all();
 }
 

@@ -569,6 +569,10 @@ sub filled_in {
 
 is_deeply([sort keys %alert], [sort keys %CASES], 'the alerts of the file are the ones that are tested');
 is_deeply([grep { slurp($README) !~ /`$_`/ } sort keys %alert], [], 'README names them all');
+{
+    my %after = map { /^\| (`Nfprom.*?) \|.*\| ([^|]*) \|$/ ? do { my $after = $2; map { $_ => $after } "$1" =~ /`(\w+)`/g } : () } split /\n/, slurp($README);
+    is_deeply(\%after, { map { my $minutes = $alert{$_}{duration} / 60; $_ => $minutes ? "$minutes min" : 'at once' } keys %alert }, '... and says after how long each fires');
+}
 for my $name (grep { $alert{$_} } sort keys %CASES) {
     my ($rule, @tests) = ($alert{$name});
     my $hold = $rule->{duration} / 60;

@@ -271,10 +271,13 @@ kill $pid; wait; unfake
 install -D -m 644 source/systemd/remote.conf /etc/systemd/system/nfprom.socket.d/remote.conf
 install -D -m 644 source/systemd/textfile.conf /etc/systemd/system/nfprom@textfile.service.d/textfile.conf
 systemctl daemon-reload; systemctl restart nfprom.socket
+install -D -m 755 source/systemd/chain /etc/nfprom/chain
+install -m 644 source/systemd/nfprom-chain.service source/systemd/nfprom-chain-again.service /etc/systemd/system
+systemctl daemon-reload; systemctl enable --now nfprom-chain.service 2> /dev/null; iptables-save | grep -c prometheus | out chain-there
 settled; journal > /dev/null
 (cd source && bash -e ../away-lines) 2>&1 | out uninstall
 settled
-files > after; { diff before after; find /usr /etc /var/lib /run -iname '*nfprom*'; } | out left
+files > after; { diff before after; find /usr /etc /var/lib /run -iname '*nfprom*'; for c in iptables ip6tables; do $c-save | grep prometheus; done; } | out left
 systemctl daemon-reload 2>&1 | out reload
 # (That the socket was closed is what PID 1 says.)
 { journal | grep -v -e 'nfprom\.socket: Deactivated successfully' -e ': Closed nfprom\.socket'; systemctl list-unit-files --no-legend 'nfprom*'; } | out reload-journal
@@ -286,7 +289,9 @@ my $readme = slurp("$SOURCE/README.md");
 my ($start_line) = $readme =~ /^make && make install && (systemctl .*enable .*nfprom\.socket)$/m;
 my ($legacy_line) = $readme =~ /^(install .*legacy\.conf .*)$/m;
 my ($open_line) = $readme =~ /^(sed .*remote\.conf .*)$/m;
-my $away_lines = join '', $readme =~ /^(systemctl disable --now nfprom\.socket && .*\n)/m, $readme =~ /^(rm -rf .*\.service\.d .*\n)/m;
+my $away_lines = join '', $readme =~ /^(systemctl disable --now nfprom\.socket && .*\n)/m, $readme =~ /^(rm -rf .*\.service\.d .*\n)/m,
+    $readme =~ /^(systemctl disable --now nfprom-chain\.service\n(?:[^`\n].*\n)*)```/m;
+like($away_lines, qr/^rm -f .*rmdir/m, 'README.md takes the chain away, too');
 my ($lists_line) = $readme =~ /^(systemd-run .*IPAddressDeny=any .*)$/m;
 ok($start_line, 'README.md has a line that starts the socket unit') or BAIL_OUT('README.md');
 ok($legacy_line, 'and one that installs the drop-in for the legacy backend') or BAIL_OUT('README.md');
@@ -498,7 +503,8 @@ is_unprivileged('legacy-collector', qw(NET_ADMIN NET_RAW DAC_READ_SEARCH));
 is_unprivileged('legacy-process-save', qw(NET_ADMIN NET_RAW DAC_READ_SEARCH));
 is(packets('legacy-sandbox'), 92,                    'with sandbox.conf on top, too, the scrape has the counters');
 
-is(fact('left'), '',                                 'make uninstall leaves no file');
+cmp_ok(fact('chain-there'), '>', 2,                  'before the end the script has made its chain');
+is(fact('left'), '',                                 'the three steps leave no file, and no chain');
 is(fact('reload'), '',                               'after it systemctl daemon-reload has nothing to say');
 is(fact('reload-journal'), '',                       'nor the journal, and there is no unit');
 leave_container();

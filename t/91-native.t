@@ -21,6 +21,8 @@ my ($section) = $README =~ /^### \Q$TITLE\E\n(.*?)^###? /ms or BAIL_OUT("README.
 my ($put, $load, $undo, @more) = $section =~ /^```sh\n(.*?)^```$/gms;
 ok($undo && !@more, 'README has three blocks: the file, how it is loaded, how it goes') or BAIL_OUT('README.md');
 my ($first_line) = $load =~ /\A(nft -f .*)$/m;
+my ($look) = $section =~ /`\.\/(nfprom -print [^`]*)`/;
+ok($look, '... how to look at it');
 my ($insert) = $section =~ /`(nft 'insert rule .*')`/;
 ok($first_line && $insert, '... the first line to run again, and a rule that is put in');
 
@@ -246,6 +248,11 @@ is(others(), $before, '... all rules of others are as they were, with their coun
 my $answer = scrape();
 is($answer->{status}, 200, 'nfprom reads it');
 my $e = exposition($answer->{body});
+{
+    my ($status, $out, $err) = run('', $NFPROM, split ' ', $look =~ s/^nfprom //r);
+    is("$status$err", '0', 'README: nfprom -print shows it');
+    is(scalar(() = $out =~ /^nfprom_packets_total\{.*service="ssh"/mg), 4, '... a service in both families, in both directions');
+}
 is_deeply($e->{nfprom_scrape_success}, { map { ("l2proto=$_" => 1) } qw(ipv4 ipv6) }, '... both families');
 is_deeply($e->{nfprom_chain_references}, { map { ("l2proto=$_" => 2) } qw(ipv4 ipv6) }, '... two rules jump to the chain');
 is(join(' ', map { $e->{$_}{'l2proto=ipv4'} } qw(nfprom_label_errors nfprom_nonterminal_rules nfprom_unreachable_rules)), '0 0 0', '... nothing is wrong with it');
@@ -404,6 +411,7 @@ for my $time ('', ', again') {
     like($ruleset, qr/chain PREROUTING \{\s+type filter hook prerouting/, '... but theirs');
     unlike(slurp('/etc/nftables.conf'), qr/nfprom/, '... nor a line in nftables.conf');
     ok(!-e '/etc/nfprom/nfprom.nft', '... nor the file');
+    ok(!-e '/etc/default/nfprom', '... nor the flags');
 }
 says_nothing('the host loads its own rules as before', $reload);
 

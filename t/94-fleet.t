@@ -302,9 +302,11 @@ sub kernel_rules {
 # ---- what README says of a thousand hosts, by one that has 20 rules with two labels
 
 {
-    my ($said) = $section =~ /^(\*\*A thousand hosts\*\*.*)/m;
-    my @figures = map { s/,//r } ($said || '') =~ /\b(\d[\d,.]*\d) (?:samples in|kB|series in|MB|samples a|more samples|series\b)/g;
-    my ($samples, $kilobytes, $series, $megabytes, $scraped, $recorded, $all) = @figures;
+    my ($table) = $section =~ /^\*\*A thousand hosts\*\*.*\n\n((?:\|.*\n)+)/m;
+    my %row = map { /^\| (.+?) \| (.*?) ?\| (.*?) ?\|$/ ? ($1 => [map { s/,//r } $2, $3]) : () } split /\n/, $table // '';
+    my ($samples, $kilobytes, $series) = map { $row{$_}[0] } 'samples in a scrape', 'kB in a scrape', 'series';
+    my ($megabytes, $scraped, $recorded, $all) = map { $row{$_}[1] } 'MB a second', 'samples a second, scraped', 'samples a second, by the rules file', 'series';
+    my @figures = grep { defined && /^[\d.]+\z/ } $samples, $kilobytes, $series, $megabytes, $scraped, $recorded, $all;
     is(scalar(@figures), 7, 'README has the figures of a thousand hosts') or diag("@figures");
     my $body = http_get($HOSTS{alpha}, 9914)->{body};
     is(scalar(grep { /host=.*service=/ } $body =~ /^nfprom_bytes_total.*/mg), 20, 'a host with 20 rules with two labels');
