@@ -567,7 +567,8 @@ SKIP: {
     my ($after) = slurp("/proc/$l->{pid}/status") =~ /^VmRSS:\s+(\d+)/m;
     cmp_ok($after - $rss, '<=', 200, '... nor resident memory, but for a few pages');
     is(ask($l)->{status}, 200, '... the next is answered');
-    ends($l, '2,000 clients that say nothing', qr/\A(?:nfprom: -addr: a connection is closed: 256 are the most at once, 8 from one address\n)+\z/);
+    # (A slow machine may tell the first that it is late before there are too many. t/50 sees the line.)
+    ends($l, '2,000 clients that say nothing', qr/\A(?:nfprom: -addr: a connection is closed: 256 are the most at once, 8 from one address\n)*\z/);
 }
 
 none_left('no process is left of all this');

@@ -172,7 +172,7 @@ is(one_shot(@AS_USER, $NFPROM)->{status}, 200, '... and as that user');
 # ---- taken over
 
 my $taken = "$DIR/taken-over";
-is((run('', 'cc', '-std=c11', '-O1', '-DVERSION="x"', '-o', $taken, "$SOURCE/t/taken-over.c", "$SOURCE/parse.c"))[0], 0, 'an nfprom that does what a request says');
+is((run('', 'cc', '-std=c11', '-O1', '-DVERSION="x"', '-o', $taken, "$SOURCE/t/taken-over.c", "$SOURCE/parse.c"))[0], 0, 'an nfprom that does what a request says') or do { done_testing(); exit 1 };
 chmod 0755, $taken;
 spew("$DIR/secret", 'secret');
 chmod 0600, "$DIR/secret";
