@@ -384,7 +384,7 @@ echo '192.168.1.7 carol' >> /etc/nfprom/hosts
 patiently there carol; scrape | out scrape-later
 systemd-analyze verify lan-hosts.timer lan-hosts.service 2>&1 | out verify
 echo 'nonsense' >> /etc/nfprom/hosts; systemctl start lan-hosts.service
-journalctl --sync; journalctl -q -o cat --no-pager | grep lan-hosts | grep -v ^Started | out journal
+journalctl --sync; journalctl -q -o cat --no-pager | grep lan-hosts | grep -v -e ^Started -e "$of_the_host" | out journal
 systemctl disable --now lan-hosts.timer 2> /dev/null; /etc/nfprom/lan-hosts remove 2>&1 | out remove
 iptables -S 2>&1 | grep lan | out left
 GUEST

@@ -527,6 +527,7 @@ iptables-nft -N prometheus; iptables-nft -A prometheus -p tcp -m tcp --dport 22
 ask() { for a in 203.0.113.10 203.0.113.7; do echo "$a $(nsenter -t $other -n perl client $a 203.0.113.140 30 | head -c 12)"; done; }
 (cd source && bash -c "$(cat ../open-line)") 2>&1 | out open-line
 ask | out listed
+systemd-run -q --wait true < /dev/null 2>&1 | out run
 bash -c "$(cat lists-line)" < /dev/null 2>&1 | out lists-line
 bash -c "$(cat firewall-line)" 2>&1 | out firewall-line
 ask | out firewalled
@@ -539,7 +540,11 @@ in_container(-bpf => 0, guest => $without_lists, client => $client, 'lists-line'
     map { $_->[0] => $_->[1] =~ s/SERVER/203.0.113.10/r } ['open-line', $open_line], ['firewall-line', $firewall_line]);
 is(fact('open-line'), '',                            'without BPF: the line that lets a server ask says nothing');
 is(fact('listed'), "203.0.113.10 HTTP/1.1 200\n203.0.113.7 HTTP/1.1 200\n", '... but everybody may ask');
-is(fact('lists-line'), "ok\n",                       '... and README.md\'s line tells so');
+SKIP: {
+    # (Without dbus systemd-run of 262 finds no systemd.)
+    skip_or_fail('systemd-run: ' . fact('run'), 1) if fact('run') ne '';
+    is(fact('lists-line'), "ok\n",                   '... and README.md\'s line tells so');
+}
 is(fact('firewall-line'), '',                        '... the line for the firewall says nothing');
 is(fact('firewalled'), "203.0.113.10 HTTP/1.1 200\n203.0.113.7 (no connecti\n", '... then only the server may ask');
 is(fact('here'), 'HTTP/1.1 200',                     '... and this host');
