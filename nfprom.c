@@ -2888,17 +2888,16 @@ static bool read_believed(const struct config *config, struct family *family,
     enum dialect usual = config->list ? DIALECT_LIST : DIALECT_SAVE;
     enum dialect other = config->list ? DIALECT_SAVE : DIALECT_LIST;
     enum dialect dialect = usual;
-    uint64_t seen = 0; /* what was doubtful in the read before */
-    uint64_t seen_twice = 0;
+    struct doubts seen = {0, 0}; /* of the read before */
+    uint64_t zero_twice = 0;     /* of the two before */
     int reads = 0;
     int most = READS_MAX;
     while (reads < most) {
         enum reading reading = read_safely(config, family, &rs, dialect, deadline);
         if (reading == READ_WHOLE) {
             struct doubts doubts = find_doubts(config, family);
-            uint64_t doubtful = doubts.empty | doubts.zero;
             bool is_sure =
-                (doubts.empty & ~seen) == 0 && (doubts.zero & ~seen_twice) == 0;
+                (doubts.empty & ~seen.empty) == 0 && (doubts.zero & ~zero_twice) == 0;
             /* A list of several chains is of as many moments. It confirms a table, which is then
              * read once more, and is the answer only to who has asked for a list. */
             bool is_answer =
@@ -2907,15 +2906,15 @@ static bool read_believed(const struct config *config, struct family *family,
                 return true;
             if (doubts.zero != 0)
                 most = READS_MAX + 1;
-            seen_twice = seen & doubtful;
-            seen = doubtful;
+            zero_twice = seen.zero & doubts.zero;
+            seen = doubts;
             dialect = dialect == usual ? other : usual;
             tell_changes(family, reads + 1);
         } else if (reading == READ_REFUSED && dialect != usual && !has_limits()) {
             other = dialect = usual; /* which has to confirm itself */
             continue;                /* this was no read */
         } else if (reading != READ_UNSTEADY) {
-            if (seen != 0)
+            if ((seen.empty | seen.zero) != 0)
                 add_doubt(family);
             return false;
         }

@@ -191,6 +191,7 @@ my @unlocked = (env => { XTABLES_LOCKFILE => "$DIR/no/such/lock" });
 ends('no lock, a chain with a counter',           { save => [$SOME] }, '0 7', 'save', @unlocked);
 ends('no lock, a chain of zeros: iptables -S waits for the lock', { save => [$ZERO], list => [$LISTED{SOME}] }, '0 7', 'save list', @unlocked);
 ends('... and says the same',                     { save => [$ZERO], list => [$LISTED{ZERO}] }, '0 0', 'save list save', @unlocked);
+ends('... and then none at all: that is not the same', { save => [$ZERO], list => [$LIST{EMPTY}] }, qr/^ipv4: the ruleset changes while it is read/m, 'save list save list', @unlocked);
 ends('... in two moments of a change',            { save => [$ZERO, $SOME], list => [$LISTED{ZERO}] }, '0 7', 'save list save', @unlocked);
 ends('... in two, and not in the third',          { save => [$ZERO, $ZERO, $SOME], list => [{ status => 4, err => "Fatal: can't open lock file /run/xtables.lock: Permission denied\n" }] }, '0 7', 'save list save save', @unlocked);
 ends('... and has no right to',                   { save => [$ZERO, $SOME], list => [{ status => 4, err => "Fatal: can't open lock file /run/xtables.lock: Permission denied\n" }] }, '0 7', 'save list save', @unlocked);
