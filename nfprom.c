@@ -1710,6 +1710,7 @@ static void try_lock(struct lock *lock) {
 /* (flock(2) knows no timeout. Who waits too long is ended from outside.) */
 static void wait_for_lock(struct lock *lock, usec deadline) {
     wait_in_line(lock, deadline);
+    try_lock(lock);
     while (!lock->held && lock->fd >= 0) {
         poll(NULL, 0, NAP_FIRST);
         try_lock(lock);
