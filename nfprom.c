@@ -1569,6 +1569,10 @@ static bool get_capabilities(struct capabilities *sets) {
     return syscall(SYS_capget, &head, sets) == 0;
 }
 
+static bool is_effective(const struct capabilities *sets, int capability) {
+    return sets->words[0].effective >> capability & 1;
+}
+
 /* Whether a command that this process starts will have CAP_NET_ADMIN: root has, others if
  * it is ambient. */
 static bool may_read(void) {
@@ -1576,10 +1580,9 @@ static bool may_read(void) {
     bool is_root = geteuid() == 0;
     if (!get_capabilities(&sets))
         return is_root;
-    bool effective = sets.words[0].effective >> CAP_NET_ADMIN & 1;
     bool inherited =
         is_root || prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_IS_SET, CAP_NET_ADMIN, 0, 0) == 1;
-    return effective && inherited;
+    return is_effective(&sets, CAP_NET_ADMIN) && inherited;
 }
 
 /* For the shell: in single quotes, if they are needed, a name that may hold any byte but
@@ -2053,7 +2056,7 @@ static bool become_nobody(void) {
         return false;
     if (real != 0 && effective != 0 && saved != 0)
         return true;
-    bool may = sets.words[0].effective >> CAP_SETUID & 1;
+    bool may = is_effective(&sets, CAP_SETUID);
     (void)!setgroups(0, NULL);
     (void)!setresgid(NOBODY, NOBODY, NOBODY);
     return setresuid(NOBODY, NOBODY, NOBODY) == 0 || !may || errno == EINVAL;
@@ -4482,16 +4485,24 @@ static void subtract(const struct sighting *first, const struct sighting *second
     total->bytes.low -= before.rule.bytes;
 }
 
+/* Whether one rule can be told from the other: there are as many as before, and none has less,
+ * which might be another one. */
+static bool can_be_told(const struct sighting *sightings, size_t first, size_t second) {
+    if (first != second)
+        return false;
+    for (size_t i = 0; i < first; i++) {
+        if (fell(&sightings[i], &sightings[first + i]))
+            return false;
+    }
+    return true;
+}
+
 /* Rules that are printed the same: `first` of them in the first read, and in the second read
- * those behind them. One can be told from the other if there are as many, and none of them has
- * less than before: it might be another one. */
+ * those behind them. */
 static void compare_reads(struct group_table *table, const struct sighting *sightings,
                           size_t first, size_t count) {
     size_t second = count - first;
-    bool one_fell = false;
-    for (size_t i = 0; i < first && first == second; i++)
-        one_fell = one_fell || fell(&sightings[i], &sightings[first + i]);
-    if (first == second && !one_fell) {
+    if (can_be_told(sightings, first, second)) {
         for (size_t i = 0; i < first; i++)
             subtract(&sightings[i], &sightings[first + i]);
         return;
@@ -5556,8 +5567,8 @@ static void tell_shortage(const char *what) {
     told = *what != '\0';
 }
 
-/* The same of connections that are too many. */
-/* Once a minute: strangers may come as often as they like. */
+/* The same of connections that are too many; once a minute, since strangers may come as often as
+ * they like. */
 static void tell_crowd(void) {
     static usec next;
     usec time = now();
