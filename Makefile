@@ -152,38 +152,34 @@ PLACE = sed -i -e 's|/usr/local/sbin/|$(SBINDIR)/|' -e 's|/usr/local/share/doc/n
 put = $(INSTALL) -m $(1) $(2) "$(3).new" && mv -f "$(3).new" "$(3)"
 put_named = $(INSTALL) -m $(1) $(2) "$(3).new" && $(PLACE) "$(3).new" && mv -f "$(3).new" "$(3)"
 
+# What lies beside the program for later; the second list names places. What is for systemd stands apart.
+DOCUMENTS = README.md $(addprefix systemd/,nfprom.rules.yml nfprom-dashboard.json prometheus-agent.yml chain lan-hosts nfprom.nft \
+	nfprom.confd tls stunnel.conf)
+DOCUMENTS_NAMED = systemd/nfprom.openrc
+UNIT_DOCUMENTS = $(addprefix systemd/,legacy.conf sandbox.conf remote.conf namespace.conf lan-hosts.service lan-hosts.timer textfile.timer)
+UNIT_DOCUMENTS_NAMED = $(addprefix systemd/,nfprom-chain.service nfprom-chain-again.service textfile.conf another-port)
+
+# $(call put_documents,put or put_named,FILES): a line of a recipe for each.
+define put_document
+	$(call $(1),644,$(2),$(DESTDIR)$(DOCDIR)/$(notdir $(2)))
+
+endef
+put_documents = $(foreach file,$(2),$(call put_document,$(1),$(file)))
+
 PROGRAM = nfprom
 install: $(PROGRAM) ## install program, units, manual and documents
 	$(INSTALL) -d "$(DESTDIR)$(SBINDIR)" "$(DESTDIR)$(DOCDIR)" "$(DESTDIR)$(MANDIR)/man8"
 	$(call put,755,$(PROGRAM),$(DESTDIR)$(SBINDIR)/nfprom)
 	$(call put_named,644,systemd/nfprom.8,$(DESTDIR)$(MANDIR)/man8/nfprom.8)
-	$(call put,644,README.md,$(DESTDIR)$(DOCDIR)/README.md)
-	$(call put,644,systemd/nfprom.rules.yml,$(DESTDIR)$(DOCDIR)/nfprom.rules.yml)
-	$(call put,644,systemd/nfprom-dashboard.json,$(DESTDIR)$(DOCDIR)/nfprom-dashboard.json)
-	$(call put,644,systemd/prometheus-agent.yml,$(DESTDIR)$(DOCDIR)/prometheus-agent.yml)
+	$(call put_documents,put,$(DOCUMENTS))
+	$(call put_documents,put_named,$(DOCUMENTS_NAMED))
 	$(call put_named,644,xinetd/nfprom,$(DESTDIR)$(DOCDIR)/xinetd)
-	$(call put,644,systemd/chain,$(DESTDIR)$(DOCDIR)/chain)
-	$(call put_named,644,systemd/nfprom.openrc,$(DESTDIR)$(DOCDIR)/nfprom.openrc)
-	$(call put,644,systemd/nfprom.confd,$(DESTDIR)$(DOCDIR)/nfprom.confd)
-	$(call put,644,systemd/lan-hosts,$(DESTDIR)$(DOCDIR)/lan-hosts)
-	$(call put,644,systemd/tls,$(DESTDIR)$(DOCDIR)/tls)
-	$(call put,644,systemd/stunnel.conf,$(DESTDIR)$(DOCDIR)/stunnel.conf)
-	$(call put,644,systemd/nfprom.nft,$(DESTDIR)$(DOCDIR)/nfprom.nft)
 ifneq ($(UNITDIR),)
 	$(INSTALL) -d "$(DESTDIR)$(UNITDIR)" "$(DESTDIR)$(SYSUSERSDIR)" "$(DESTDIR)$(DEFAULTDIR)"
 	$(call put,644,systemd/nfprom.sysusers,$(DESTDIR)$(SYSUSERSDIR)/nfprom.conf)
 	@test -n "$(DESTDIR)" || ! command -v systemd-sysusers > /dev/null || systemd-sysusers "$(SYSUSERSDIR)/nfprom.conf"
-	$(call put,644,systemd/legacy.conf,$(DESTDIR)$(DOCDIR)/legacy.conf)
-	$(call put,644,systemd/sandbox.conf,$(DESTDIR)$(DOCDIR)/sandbox.conf)
-	$(call put,644,systemd/remote.conf,$(DESTDIR)$(DOCDIR)/remote.conf)
-	$(call put_named,644,systemd/nfprom-chain.service,$(DESTDIR)$(DOCDIR)/nfprom-chain.service)
-	$(call put_named,644,systemd/nfprom-chain-again.service,$(DESTDIR)$(DOCDIR)/nfprom-chain-again.service)
-	$(call put,644,systemd/lan-hosts.service,$(DESTDIR)$(DOCDIR)/lan-hosts.service)
-	$(call put,644,systemd/lan-hosts.timer,$(DESTDIR)$(DOCDIR)/lan-hosts.timer)
-	$(call put_named,644,systemd/textfile.conf,$(DESTDIR)$(DOCDIR)/textfile.conf)
-	$(call put,644,systemd/textfile.timer,$(DESTDIR)$(DOCDIR)/textfile.timer)
-	$(call put_named,644,systemd/another-port,$(DESTDIR)$(DOCDIR)/another-port)
-	$(call put,644,systemd/namespace.conf,$(DESTDIR)$(DOCDIR)/namespace.conf)
+	$(call put_documents,put,$(UNIT_DOCUMENTS))
+	$(call put_documents,put_named,$(UNIT_DOCUMENTS_NAMED))
 	@! grep -qs '^ListenStream=9914' "$(DESTDIR)$(UNITDIR)/nfprom.socket" || { \
 		echo 'nfprom.socket listened on all addresses; the new one listens on loopback alone. After systemctl daemon-reload nothing listens'; \
 		echo 'until systemctl restart nfprom.socket. To let a Prometheus server on another host ask, with its address in place of SERVER:'; \
@@ -213,18 +209,8 @@ install-openrc: install ## install, and put the files for OpenRC in place
 uninstall: ## remove what these have installed
 	rm -f "$(DESTDIR)$(SBINDIR)/nfprom" "$(DESTDIR)$(DEFAULTDIR)/nfprom" "$(DESTDIR)$(XINETDDIR)/nfprom" \
 		"$(DESTDIR)$(SYSCONFDIR)/init.d/nfprom" "$(DESTDIR)$(SYSCONFDIR)/conf.d/nfprom" \
-		"$(DESTDIR)$(DOCDIR)/nfprom.openrc" "$(DESTDIR)$(DOCDIR)/nfprom.confd" \
-		"$(DESTDIR)$(DOCDIR)/README.md" "$(DESTDIR)$(DOCDIR)/nfprom.rules.yml" "$(DESTDIR)$(DOCDIR)/nfprom-dashboard.json" \
-		"$(DESTDIR)$(DOCDIR)/xinetd" \
-		"$(DESTDIR)$(DOCDIR)/prometheus-agent.yml" \
-		"$(DESTDIR)$(DOCDIR)/legacy.conf" "$(DESTDIR)$(DOCDIR)/sandbox.conf" "$(DESTDIR)$(DOCDIR)/remote.conf" \
-		"$(DESTDIR)$(DOCDIR)/lan-hosts" "$(DESTDIR)$(DOCDIR)/lan-hosts.service" "$(DESTDIR)$(DOCDIR)/lan-hosts.timer" \
-		"$(DESTDIR)$(DOCDIR)/tls" "$(DESTDIR)$(DOCDIR)/stunnel.conf" \
-		"$(DESTDIR)$(DOCDIR)/textfile.conf" "$(DESTDIR)$(DOCDIR)/textfile.timer" \
-		"$(DESTDIR)$(DOCDIR)/another-port" "$(DESTDIR)$(DOCDIR)/namespace.conf" \
-		"$(DESTDIR)$(DOCDIR)/nfprom.nft" \
-		"$(DESTDIR)$(DOCDIR)/chain" \
-		"$(DESTDIR)$(DOCDIR)/nfprom-chain.service" "$(DESTDIR)$(DOCDIR)/nfprom-chain-again.service"
+		"$(DESTDIR)$(DOCDIR)/xinetd" $(foreach file,$(DOCUMENTS) $(DOCUMENTS_NAMED) $(UNIT_DOCUMENTS) $(UNIT_DOCUMENTS_NAMED), \
+		"$(DESTDIR)$(DOCDIR)/$(notdir $(file))")
 	rm -f "$(DESTDIR)$(MANDIR)/man8/nfprom.8"
 	rmdir "$(DESTDIR)$(DOCDIR)" "$(DESTDIR)$(MANDIR)/man8" 2> /dev/null || true
 ifneq ($(UNITDIR),)
