@@ -7,13 +7,12 @@ use strict;
 use warnings;
 use FindBin;
 use lib "$FindBin::Bin/lib";
-use HTTP::Tiny;
 use IO::Socket::IP ();
-use JSON::PP ();
 use POSIX ();
 use Test::More;
 use Time::HiRes qw(time);
 use Live;
+use Prometheus;
 require NF;    # for its reader of OpenMetrics
 
 need(qw(iptables-nft ip6tables-nft iptables-nft-save iptables-nft-restore prometheus));
@@ -92,13 +91,7 @@ spew("$DIR/prometheus.yml", "global: {scrape_interval: 2s, scrape_timeout: 2s}\n
 push @servers, start("$DIR/prometheus.log", 'prometheus', "--config.file=$DIR/prometheus.yml", "--storage.tsdb.path=$DIR/data",
     "--web.listen-address=127.0.0.1:$port{prometheus}", '--log.level=debug');
 
-sub query {
-    my ($expression) = @_;
-    my $escaped = $expression =~ s/([^A-Za-z0-9_])/sprintf '%%%02X', ord $1/ger;
-    my $answer = HTTP::Tiny->new(timeout => 600)->get("http://127.0.0.1:$port{prometheus}/api/v1/query?query=$escaped");
-    my $result = eval { JSON::PP::decode_json($answer->{content}) } || {};
-    return @{ $result->{data}{result} || [] };
-}
+sub query { return query_at($port{prometheus}, @_) }
 
 my $up = patiently { @targets == query('sum_over_time(up[1h]) >= 5 and up == 1') };
 ok($up, 'Prometheus finds all of them up, five times') or diag(slurp("$DIR/prometheus.log"));
@@ -172,8 +165,7 @@ sub saved_pairs {
 
 for my $target (@targets) {
     my $job = $target->{job};
-    my $answer = HTTP::Tiny->new(timeout => 600)->get("http://127.0.0.1:$port{prometheus}/api/v1/targets/metadata?match_target=%7Bjob%3D%22$job%22%7D");
-    my %type = map { $_->{metric} => $_->{type} } @{ (eval { JSON::PP::decode_json($answer->{content}) } || {})->{data} || [] };
+    my %type = map { $_->{metric} => $_->{type} } @{ api($port{prometheus}, 'targets/metadata', match_target => qq({job="$job"})) || [] };
     my $total = $target->{text} ? '_total' : '';
     is(join(' ', map { $type{"nfprom_$_$total"} // 'none' } qw(packets bytes rule_packets rule_bytes)), 'counter counter counter counter',
         "$job: Prometheus knows the counters as such");

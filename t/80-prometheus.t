@@ -7,7 +7,6 @@ use strict;
 use warnings;
 use FindBin;
 use lib "$FindBin::Bin/lib";
-use HTTP::Tiny;
 use IO::Socket::IP ();
 use IO::Socket::UNIX ();
 use JSON::PP ();
@@ -17,6 +16,7 @@ use Socket qw(MSG_DONTWAIT SOCK_DGRAM);
 use Test::More;
 use Time::HiRes qw(sleep time);
 use Live;
+use Prometheus;
 
 need(qw(iptables-nft iptables-legacy ip6tables-nft iptables-nft-restore iptables-legacy-restore ip6tables-nft-restore
         xinetd setpriv prometheus promtool));
@@ -119,11 +119,7 @@ push @servers, start("$DIR/prometheus.log", @first, 'prometheus', "--config.file
 # The results of an instant query, for now or for a time in milliseconds.
 sub query {
     my ($expression, $at) = @_;
-    my $escaped = $expression =~ s/([^A-Za-z0-9_])/sprintf '%%%02X', ord $1/ger;
-    $escaped .= sprintf '&time=%.3f', $at / 1000 if $at;
-    my $answer = HTTP::Tiny->new(timeout => 600)->get("http://127.0.0.1:$port{prometheus}/api/v1/query?query=$escaped");
-    my $result = eval { JSON::PP::decode_json($answer->{content}) } || {};
-    return @{ $result->{data}{result} || [] };
+    return query_at($port{prometheus}, $expression, $at ? $at / 1000 : ());
 }
 
 # The same with METRIC for packets, then for bytes: {"ipv4 5301 packets"}, the value or the list of [time, value].

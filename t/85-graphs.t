@@ -11,13 +11,13 @@ use strict;
 use warnings;
 use FindBin;
 use lib "$FindBin::Bin/lib";
-use HTTP::Tiny;
 use IO::Socket::IP ();
 use JSON::PP ();
 use List::Util qw(max min sum0);
 use Test::More;
 use Time::HiRes qw(sleep time);
 use Live;
+use Prometheus;
 
 need(qw(iptables ip6tables iptables-save iptables-restore ip6tables-save nsenter sh prometheus promtool));
 
@@ -231,21 +231,7 @@ ok(wait_for_port($nfprom_port), 'nfprom listens') or diag(slurp("$DIR/nfprom.log
 my $prometheus = start("$DIR/prometheus.log", @first, 'prometheus', '--config.file=' . spew("$DIR/prometheus/prometheus.yml", $running),
     "--storage.tsdb.path=$DIR/data", "--web.listen-address=127.0.0.1:$prometheus_port");
 
-sub ask {
-    my ($path) = @_;
-    my $answer = HTTP::Tiny->new(timeout => 600)->get("http://127.0.0.1:$prometheus_port/api/v1/$path");
-    return eval { JSON::PP::decode_json($answer->{content}) } || { error => $answer->{content} };
-}
-
-# The results of an instant query, for now or for a time.
-my $error;
-sub query {
-    my ($expression, $at) = @_;
-    my $escaped = $expression =~ s/([^A-Za-z0-9_])/sprintf '%%%02X', ord $1/ger;
-    my $answer  = ask("query?query=$escaped" . ($at ? sprintf '&time=%.3f', $at : ''));
-    $error = $answer->{error};
-    return @{ $answer->{data}{result} || [] };
-}
+sub query { return query_at($prometheus_port, @_) }
 
 # Whether there were so many good scrapes since then.
 sub scraped {
@@ -430,7 +416,7 @@ for (@queries) {
     my ($by, $want, $more) = @{ $ANSWERS{ $known[0] } };
     $want = $want->();
     my @result = query($query, $T);
-    ok(scalar(@result), "$question: there is an answer") or diag($error || 'none') or next;
+    ok(scalar(@result), "$question: there is an answer") or diag($Prometheus::error || 'none') or next;
     my %is = map { ("@{ $_->{metric} }{@$by}" => $_->{value}[1]) } @result;
     is(scalar(keys %is), scalar(@result), "$question: one for each") or diag(JSON::PP::encode_json(\@result));
     my @wrong = grep { !defined $want->{$_} || !near($is{$_}, $want->{$_}) } keys %is;
@@ -445,7 +431,7 @@ is_deeply([grep { !$asked{$_} } sort keys %ANSWERS], [], 'README asks all the qu
 
 my (@running, %alert, %wanted);
 patiently {
-    @running = map { @{ $_->{rules} } } @{ ask('rules')->{data}{groups} || [] };
+    @running = map { @{ $_->{rules} } } @{ (api($prometheus_port, 'rules') || {})->{groups} || [] };
     %alert   = map { $_->{type} eq 'alerting' ? ($_->{name} => $_) : () } @running;
     %wanted  = map { $_ => !/Unreachable|Nonterminal/ ? 'inactive' : $alert{$_}{duration} ? 'pending' : 'firing' } keys %alert;
     return !grep { $_->{health} ne 'ok' || $wanted{ $_->{name} } && $_->{state} ne $wanted{ $_->{name} } } @running;

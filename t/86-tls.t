@@ -8,14 +8,13 @@ use strict;
 use warnings;
 use FindBin;
 use lib "$FindBin::Bin/lib";
-use HTTP::Tiny;
 use IO::Socket::IP ();
 use IO::Socket::UNIX ();
-use JSON::PP ();
 use Socket qw(MSG_DONTWAIT SOCK_DGRAM);
 use Test::More;
 use Time::HiRes qw(sleep time);
 use Live;
+use Prometheus;
 
 need(qw(iptables-nft iptables-nft-save iptables-nft-restore xinetd setpriv stunnel4 openssl curl prometheus));
 
@@ -235,13 +234,7 @@ spew("$DIR/prometheus.yml", join '', "global: {scrape_interval: 5s, scrape_timeo
 my $prometheus = start("$DIR/prometheus.log", qw(setpriv --reuid=nobody --regid=nogroup --clear-groups --no-new-privs prometheus), "--config.file=$DIR/prometheus.yml",
     "--storage.tsdb.path=$DIR/data", "--web.listen-address=127.0.0.1:$port");
 
-sub api {
-    my ($path, $expression) = @_;
-    my $escaped = ($expression // '') =~ s/([^A-Za-z0-9_])/sprintf '%%%02X', ord $1/ger;
-    my $answer = HTTP::Tiny->new(timeout => 600)->get("http://127.0.0.1:$port/api/v1/$path?query=$escaped");
-    return (eval { JSON::PP::decode_json($answer->{content}) } || {})->{data} || {};
-}
-sub query { return @{ api('query', $_[0])->{result} || [] } }
+sub query { return query_at($port, @_) }
 
 my $jobs = 1 + keys %fails;
 ok(patiently { logged(); $jobs == query('up') && query('up{job="nfprom"} == 1') }, 'Prometheus has asked each of them')
@@ -255,7 +248,7 @@ for my $kind (qw(packets bytes)) {
     } query("nfprom_${kind}_total");
     is_deeply(\%stored, counted($kind), "its $kind are what iptables counted, digit for digit");
 }
-my %error = map { $_->{labels}{job} => $_->{lastError} } @{ api('targets')->{activeTargets} || [] };
+my %error = map { $_->{labels}{job} => $_->{lastError} } @{ (api($port, 'targets') || {})->{activeTargets} || [] };
 is($error{nfprom}, '', 'there is no error') or diag(slurp("$DIR/prometheus.log"));
 like($error{$_}, $fails{$_}[1], "$_: why not") for sort keys %fails;
 stop($prometheus);

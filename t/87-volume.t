@@ -10,13 +10,13 @@ use strict;
 use warnings;
 use FindBin;
 use lib "$FindBin::Bin/lib";
-use HTTP::Tiny;
 use JSON::PP ();
 use List::Util qw(max sum0);
 use POSIX ();
 use Test::More;
 use Time::HiRes qw(sleep time);
 use Live;
+use Prometheus;
 
 need(qw(iptables-nft iptables-nft-save prometheus promtool));
 
@@ -331,15 +331,7 @@ sub start_prometheus {
         "--web.listen-address=127.0.0.1:$prometheus_port");
 }
 
-my $error;
-sub query {
-    my ($expression) = @_;
-    my $escaped = $expression =~ s/([^A-Za-z0-9_])/sprintf '%%%02X', ord $1/ger;
-    my $answer  = HTTP::Tiny->new(timeout => 30)->get("http://127.0.0.1:$prometheus_port/api/v1/query?query=$escaped");
-    my $result  = eval { JSON::PP::decode_json($answer->{content}) } || {};
-    $error = $result->{error} || $answer->{content};
-    return @{ $result->{data}{result} || [] };
-}
+sub query { return query_at($prometheus_port, @_) }
 sub value_of { my ($expression) = @_; return (map { $_->{value}[1] } query($expression))[0] }
 
 # Waits until the sum of the month is what was sent.
@@ -415,7 +407,7 @@ for (@queries) {
     ok($known, "$question: the answer is known") or next;
     my ($by, $want) = @{ delete $ANSWERS{$known} };
     my @result = query($query);
-    is_deeply({ map { (join(' ', map { defined ? $_ : '' } @{ $_->{metric} }{@$by}) => $_->{value}[1] + 0) } @result }, $want, "$question: the right one") or diag($error);
+    is_deeply({ map { (join(' ', map { defined ? $_ : '' } @{ $_->{metric} }{@$by}) => $_->{value}[1] + 0) } @result }, $want, "$question: the right one") or diag($Prometheus::error);
     is_deeply([grep { $_->{metric}{instance} ne "127.0.0.1:$nfprom_port" } @result], [], 'of this instance');
 }
 is_deeply([sort keys %ANSWERS], [], 'README asks all of them');

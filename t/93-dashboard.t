@@ -10,12 +10,12 @@ use strict;
 use warnings;
 use FindBin;
 use lib "$FindBin::Bin/lib";
-use HTTP::Tiny;
 use JSON::PP ();
 use List::Util qw(max min sum0);
 use Test::More;
 use Time::HiRes qw(sleep time);
 use Live;
+use Prometheus;
 
 need(qw(iptables-nft ip6tables-nft iptables-nft-save ip6tables-nft-save prometheus promtool sed));
 
@@ -275,20 +275,7 @@ ok(wait_for_port($_), 'nfprom listens') for @nfprom_ports[0, 1];
 my $prometheus = start("$DIR/prometheus.log", @first, 'prometheus', "--config.file=$DIR/prometheus.yml", "--storage.tsdb.path=$DIR/data",
     "--web.listen-address=127.0.0.1:$prometheus_port");
 
-my $error;
-sub ask {
-    my ($path, %parameters) = @_;
-    my $query  = HTTP::Tiny->new->www_form_urlencode(\%parameters);
-    my $answer = HTTP::Tiny->new(timeout => 600)->get("http://127.0.0.1:$prometheus_port/api/v1/$path?$query");
-    my $result = eval { JSON::PP::decode_json($answer->{content}) } || { error => $answer->{content} };
-    $error = $result->{error};
-    return $result->{data};
-}
-sub query {
-    my ($expression, $at) = @_;
-    my $data = ask('query', query => $expression, $at ? (time => $at) : ());
-    return $data ? @{ $data->{result} } : ();
-}
+sub query { return query_at($prometheus_port, @_) }
 
 # Waits for so many good scrapes of both, and for recordings, from now on.
 sub scraped {
@@ -353,7 +340,7 @@ my %series = map { $_ => [map { { %{ $_->{metric} }, VALUE => $_->{value}[1] } }
 sub offered {
     my ($name, %chosen) = @_;
     my ($match, $label) = $VARIABLE{$name}{query}{query} =~ /^label_values\((.*), (\w+)\)$/ or return;
-    return sort @{ ask("label/$label/values", 'match[]' => interpolate($match, %chosen)) || [] };
+    return sort @{ api($prometheus_port, "label/$label/values", 'match[]' => interpolate($match, %chosen)) || [] };
 }
 
 # As Grafana's data source does it: each chosen value escaped, several as (A|B). All are all that it offers, if the variable has no
@@ -531,11 +518,11 @@ for my $choice (['all', [], []], ['here', ['nfprom'], [$HERE]], ['lan', ['branch
 
         # Over time, the last is the same.
         if ($target->{range}) {
-            my $lines = ask('query_range', query => $query, start => $T - 120, end => $T, step => 60) || {};
+            my $lines = api($prometheus_port, 'query_range', query => $query, start => $T - 120, end => $T, step => 60) || {};
             my %last  = map { key($_->{metric}, @$by) => $_->{values}[-1][1] } @{ $lines->{result} || [] };
             push @wrong, 'over time it is another' if grep { ($last{$_} // '') ne $got{$_} } keys %got;
         }
-        is(join("\n", @wrong), '', "$name: $what") or diag($query, "\n", $error // ());
+        is(join("\n", @wrong), '', "$name: $what") or diag($query, "\n", $Prometheus::error);
     }
 }
 

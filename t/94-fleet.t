@@ -10,12 +10,11 @@ use strict;
 use warnings;
 use FindBin;
 use lib "$FindBin::Bin/lib";
-use HTTP::Tiny;
-use JSON::PP ();
 use List::Util qw(max sum0);
 use Test::More;
 use Time::HiRes qw(sleep time);
 use Live;
+use Prometheus;
 
 need(qw(iptables-nft iptables-nft-restore iptables-save prometheus promtool));
 
@@ -197,16 +196,7 @@ sub end_gently {
     return;
 }
 
-my $error = '';
-sub query {
-    my ($expression, $at) = @_;
-    my $escaped = $expression =~ s/([^A-Za-z0-9_])/sprintf '%%%02X', ord $1/ger;
-    $escaped .= sprintf '&time=%.3f', $at if $at;
-    my $answer = HTTP::Tiny->new(timeout => 60)->get("http://127.0.0.1:9090/api/v1/query?query=$escaped");
-    my $result = eval { JSON::PP::decode_json($answer->{content}) } || {};
-    $error = $result->{error} || $answer->{content};
-    return @{ $result->{data}{result} || [] };
-}
+sub query { return query_at(9090, @_) }
 
 # {"value of label, value of label"}: the value
 sub by {
@@ -220,7 +210,7 @@ sub answers {
     my ($expression, $by, $want, $what) = @_;
     my $is;
     patiently { $is = by($by, query($expression)); series_of(%$is) eq series_of(%$want) };
-    return is_deeply($is, $want, $what) || diag($error, map { ("\n$_: ", slurp("$DIR/prometheus-$_.log") =~ s/.*(.{2000})\z/$1/sr) } qw(centre gw));
+    return is_deeply($is, $want, $what) || diag($Prometheus::error, map { ("\n$_: ", slurp("$DIR/prometheus-$_.log") =~ s/.*(.{2000})\z/$1/sr) } qw(centre gw));
 }
 
 start_prometheus('centre');
@@ -277,7 +267,7 @@ for (@queries) {
     my ($sum)  = grep { $question =~ /$_/ } sort keys %SUMS;
     ok(!!$rate + !!$sum == 1, "$question: the answer is known") or next;
     my $is = by(($rate ? $RATES{$rate} : $SUMS{$sum})->[0], query($query, $moment));
-    if ($sum) { is_deeply($is, $SUMS{$sum}[1], "$question: the right one") or diag($error); delete $SUMS{$sum}; next }
+    if ($sum) { is_deeply($is, $SUMS{$sum}[1], "$question: the right one") or diag($Prometheus::error); delete $SUMS{$sum}; next }
     my ($labels, $counts) = @{ delete $RATES{$rate} };
     my %want;
     for my $single (query('rate(nfprom_bytes_total[5m])', $moment)) {
