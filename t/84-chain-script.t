@@ -14,8 +14,6 @@ need(qw(iptables-nft iptables-legacy ip6tables-nft ip6tables-legacy awk flock));
 
 # ---- the network
 
-sub command { must(split ' ', $_) for @_; return }
-
 my %PEER = (4 => '198.51.100.9', 6 => '2001:db8:2::9');
 my %HERE = (4 => '198.51.100.8', 6 => '2001:db8:2::8');
 command('ip netns add peer', 'ip link add wire type veth peer name eth0 netns peer', 'ip link set wire up', 'ip -n peer link set eth0 up',
@@ -54,17 +52,12 @@ sub edited {
     return $text;
 }
 
-for my $variant (qw(nft legacy)) {
-    mkdir "$DIR/$variant";
-    for my $command (map { my $c = $_; map {"$c$_"} '', '-save', '-restore' } qw(iptables ip6tables)) {
-        symlink have("xtables-$variant-multi") . "/xtables-$variant-multi", "$DIR/$variant/$command" or die $!;
-    }
-}
+my %COMMANDS = map { $_ => commands_of($_) } qw(nft legacy);
 
 # Runs it: its status, and what it said.
 sub chain {
     my ($text, @arguments) = @_;
-    local $ENV{PATH} = "$DIR/$VARIANT:$ENV{PATH}";
+    local $ENV{PATH} = "$COMMANDS{$VARIANT}:$ENV{PATH}";
     my ($status, $out, $err) = run('', 'sh', spew("$DIR/chain", $text), @arguments);
     return "$status$out$err";
 }

@@ -19,8 +19,6 @@ my %HOSTS = (alice => [1, 5], bob => [1, 6], carol => [1, 77], dave => [2, 25], 
 my %ADDRESS = (world => { 4 => '203.0.113.7', 6 => '2001:db8:f::7' });
 my %MAC;
 
-sub command { must(split ' ', $_) for @_; return }
-
 command('ip netns add world', 'ip link add wan type veth peer name eth0 netns world', 'ip link set wan up');
 command('ip address add 203.0.113.1/24 dev wan', 'ip address add 2001:db8:f::1/64 dev wan nodad');
 for my $n (1, 2) {
@@ -98,17 +96,12 @@ sub edited {
     return $text;
 }
 
-for my $variant (qw(nft legacy)) {
-    mkdir "$DIR/$variant";
-    for my $command (map { my $c = $_; map {"$c$_"} '', '-save', '-restore' } qw(iptables ip6tables)) {
-        symlink have("xtables-$variant-multi") . "/xtables-$variant-multi", "$DIR/$variant/$command" or die $!;
-    }
-}
+my %COMMANDS = map { $_ => commands_of($_) } qw(nft legacy);
 
 # Runs it: its status, and what it said.
 sub lan_hosts {
     my ($text, @arguments) = @_;
-    local $ENV{PATH} = "$DIR/$VARIANT:$ENV{PATH}";
+    local $ENV{PATH} = "$COMMANDS{$VARIANT}:$ENV{PATH}";
     my ($status, $out, $err) = run('', 'sh', spew("$DIR/lan-hosts", $text), @arguments);
     return ($status, $out . $err);
 }

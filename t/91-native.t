@@ -44,8 +44,6 @@ my ($reload) = slurp($unit || '/dev/null') =~ /^ExecReload=(.*)$/m or BAIL_OUT('
 
 # ---- another machine
 
-sub command { must(split ' ', $_) for @_; return }
-
 command('ip netns add world', 'ip link add wan type veth peer name eth0 netns world', 'ip link set wan up',
     'ip address add 192.0.2.1/24 dev wan', 'ip address add 2001:db8:2::1/64 dev wan nodad',
     'ip -n world link set lo up', 'ip -n world address add 192.0.2.7/24 dev eth0', 'ip -n world address add 2001:db8:2::7/64 dev eth0 nodad',

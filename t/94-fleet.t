@@ -39,7 +39,6 @@ my %HOSTS  = (alpha => '203.0.113.140', beta => '192.168.1.5', gamma => '192.168
 my %SITE   = (alpha => 'paris', beta => 'berlin', gamma => 'berlin');
 my %INSTANCE = (alpha => '203.0.113.140:9914', beta => 'berlin/192.168.1.5:9914', gamma => 'berlin/192.168.1.6:9914');
 
-sub command { must(split ' ', $_) for @_; return }
 sub inside  { my ($name, @command) = @_; return $name eq 'centre' ? @command : (qw(ip netns exec), $name, @command) }
 
 command('ip address del 203.0.113.140/32 dev lo', 'ip link add br0 type bridge forward_delay 0', "ip address add $CENTRE/24 dev br0", 'ip link set br0 up');

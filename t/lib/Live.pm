@@ -27,8 +27,8 @@ use Time::HiRes qw(sleep time);
 
 our @EXPORT = qw(
     $DIR $NFPROM $SOURCE $FAMILIES have need give_up skip_or_fail
-    run must start ended stop patiently slurp spew free_port wait_for_port
-    ipt ipt_ok restore saved saved_rules flush_all
+    run must command start ended stop patiently slurp spew free_port wait_for_port
+    ipt ipt_ok commands_of restore saved saved_rules flush_all
     send_udp send_tcp
     one_shot http_get exposition series_of promtool_says
     container_root in_container boot_again fact leave_container
@@ -177,6 +177,9 @@ sub must {
     return $out;
 }
 
+# Runs commands, each a string with blanks between its words; dies if one fails.
+sub command { must(split ' ', $_) for @_; return }
+
 # Starts a server in a process group of its own, what it says in a file; its pid.
 sub start {
     my ($log, @command) = @_;
@@ -244,6 +247,17 @@ sub ipt_ok {
     my ($family, $variant, @options) = @_;
     my ($status) = run('', "$FAMILIES->{$family}{command}-$variant", @options);
     return $status == 0;
+}
+
+# A directory for PATH, in which iptables and its like are those of the variant.
+sub commands_of {
+    my ($variant) = @_;
+    my $multi = "xtables-$variant-multi";
+    mkdir "$DIR/$variant";
+    for my $command (map { my $c = $_; map {"$c$_"} '', '-save', '-restore' } qw(iptables ip6tables)) {
+        symlink have($multi) . "/$multi", "$DIR/$variant/$command" or die $!;
+    }
+    return "$DIR/$variant";
 }
 
 sub restore {
