@@ -29,7 +29,7 @@ sub api {
 sub query_at {
     my ($port, $expression, $at) = @_;
     my $data = api($port, 'query', query => $expression, $at ? (time => sprintf '%.3f', $at) : ());
-    return $data ? @{ $data->{result} || [] } : ();
+    return @{ ($data || {})->{result} || [] };
 }
 
 1;
