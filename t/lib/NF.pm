@@ -160,11 +160,12 @@ sub _lists {
     my (%lists, $table);
     pos($text) = 0;
     while (pos $text < length $text) {
-        if ($text =~ /\G\*(\S+)\n/gc) {
+        my $first = substr $text, pos $text, 1;    # asked first: a match would look for its sign in all of the text
+        if ($first eq '*' && $text =~ /\G\*(\S+)\n/gc) {
             $table = $1;
-        } elsif ($table && $text =~ /\G:([^ \n]+) (\S+) \[(\d+):(\d+)\]\n/gc) {
+        } elsif ($table && $first eq ':' && $text =~ /\G:([^ \n]+) (\S+) \[(\d+):(\d+)\]\n/gc) {
             $lists{"$table.$1"} = $2 eq '-' ? "-N $1\n" : "-P $1 $2 -c $3 $4\n";
-        } elsif ($table && $text =~ /\G\[([^]\n]*)\] -A ([^ \n]+)((?: +(?!-[jg] )$WORD)*+)((?: +$WORD)*+ *)\n/gc) {
+        } elsif ($table && $first eq '[' && $text =~ /\G\[([^]\n]*)\] -A ([^ \n]+)((?: +(?!-[jg] )$WORD)*+)((?: +$WORD)*+ *)\n/gc) {
             my ($counters, $chain, $match, $target) = ($1, $2, $3, $4);
             $counters =~ tr/:/ /;
             $lists{"$table.$chain"} .= "-A $chain$match -c $counters$target\n";
