@@ -539,14 +539,21 @@ static bool set_addr(struct config *config, const struct flag *flag, const char 
 static bool print_usage(struct config *config, const struct flag *flag,
                         const char *value);
 
+/* With 1 if what was printed could not be written. */
+static _Noreturn void exit_when_printed(void) {
+    exit(fflush(stdout) == 0 && !ferror(stdout) ? 0 : 1);
+}
+
 static bool print_version(struct config *config, const struct flag *flag,
                           const char *value) {
     bool asked;
     (void)config;
     if (!parse_bool(flag, value, &asked))
         return false;
-    if (asked)
-        exit(dprintf(STDOUT_FILENO, "nfprom " VERSION "\n") > 0 ? 0 : 1);
+    if (asked) {
+        printf("nfprom " VERSION "\n");
+        exit_when_printed();
+    }
     return true;
 }
 
@@ -587,27 +594,26 @@ static const char usage_examples[] = "Examples:\n"
                                      "  nfprom -print -chain INPUT -chain OUTPUT\n"
                                      "  nfprom -addr 127.0.0.1:9914 -ipv6\n";
 
-/* False if it cannot be written. */
-static bool write_usage(int fd) {
+static void write_usage(void) {
     static const char *const titles[] = {
         [WHAT_IS_READ] = "What is read:\n",
         [HOW_IT_IS_SHOWN] = "How it is shown:\n",
         [ABOUT] = "About itself:\n",
     };
-    bool good = dprintf(fd, "%s", usage_head) > 0;
+    printf("%s", usage_head);
     for (size_t i = 0; i < COUNT(flags); i++) {
         const struct flag *flag = &flags[i];
         bool begins_group = i == 0 || flag->group != flags[i - 1].group;
         if (begins_group)
-            good = dprintf(fd, "%s", titles[flag->group]) > 0 && good;
+            printf("%s", titles[flag->group]);
         char words[40];
         snprintf(words, sizeof words, "-%s %s", flag->name, flag->argument);
-        good = dprintf(fd, "  %-16s %s", words, flag->meaning) > 0 && good;
+        printf("  %-16s %s", words, flag->meaning);
         if (*flag->initial)
-            good = dprintf(fd, " (default %s)", flag->initial) > 0 && good;
-        good = dprintf(fd, "\n") > 0 && good;
+            printf(" (default %s)", flag->initial);
+        printf("\n");
     }
-    return dprintf(fd, "%s", usage_examples) > 0 && good;
+    printf("%s", usage_examples);
 }
 
 static bool print_usage(struct config *config, const struct flag *flag,
@@ -616,8 +622,10 @@ static bool print_usage(struct config *config, const struct flag *flag,
     (void)config;
     if (!parse_bool(flag, value, &asked))
         return false;
-    if (asked)
-        exit(write_usage(STDOUT_FILENO) ? 0 : 1);
+    if (asked) {
+        write_usage();
+        exit_when_printed();
+    }
     return true;
 }
 
@@ -1787,8 +1795,8 @@ struct order {
 
 /* To nfprom. The first comes with the pipes' ends, unless there is an error. */
 struct start {
-    int error; /* errno, or 0 */
-    enum lock_state lock;
+    int error;            /* errno, or 0 */
+    enum lock_state lock; /* if there is no error */
 };
 
 struct end {
@@ -1861,7 +1869,7 @@ static void tell_start(const struct start *start, int out, int err) {
     }
     if (sendmsg(CHANNEL, &message, MSG_NOSIGNAL) >= 0)
         return;
-    const struct start failed = {errno, start->lock};
+    const struct start failed = {.error = errno};
     send(CHANNEL, &failed, sizeof failed, MSG_NOSIGNAL);
 }
 
@@ -2047,15 +2055,12 @@ static void end_collectors(struct collector *collectors) {
 
 /* ---- rights ------------------------------------------------------------------------ */
 
-/* Only root does. False: it may change its user, and something else forbids it. (Root of some
+/* Whoever may change its user, as root may. False: something else forbids it. (Root of some
  * containers may not, or has no user but itself there.) */
 static bool become_nobody(void) {
     struct capabilities sets;
-    uid_t real, effective, saved;
-    if (!get_capabilities(&sets) || getresuid(&real, &effective, &saved) != 0)
+    if (!get_capabilities(&sets))
         return false;
-    if (real != 0 && effective != 0 && saved != 0)
-        return true;
     bool may = is_effective(&sets, CAP_SETUID);
     (void)!setgroups(0, NULL);
     (void)!setresgid(NOBODY, NOBODY, NOBODY);
@@ -2081,13 +2086,13 @@ static bool drop_rights(void) {
     struct capability_head head = this_process();
     int death_signal = 0;
     prctl(PR_GET_PDEATHSIG, &death_signal);
-    prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
     int capability = 0;
     while (prctl(PR_CAPBSET_DROP, capability) ==
            0) /* to the last; it needs a right itself */
         capability++;
     bool is_another = become_nobody();
-    syscall(SYS_capset, &head, &none);
+    syscall(SYS_capset, &head,
+            &none); /* no ambient ones either: they are permitted ones */
     prctl(PR_SET_PDEATHSIG, death_signal); /* another user has lost it */
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 && is_another && !has_capabilities())
         return true;
@@ -2752,7 +2757,7 @@ static enum reading run_once(const struct config *config, struct family *family,
     struct run run = start_run(family->collector, dialect, lock);
     forget_facts(&family->facts);
     if (dialect == DIALECT_SAVE)
-        family->facts.references = (struct references){.known = false};
+        family->facts.references = (struct references){.known = !config->list};
     struct wanted wanted = {dialect, config->table, config->chains, config->nchains,
                             reserved_labels};
     struct ruleset_memory memory = {RULE_LINE_MAX, READ_SIZE, lines, comment};
@@ -2767,8 +2772,6 @@ static enum reading run_once(const struct config *config, struct family *family,
         family->lock_time += now() - asked;
     if (started && ready)
         whole = read_run(&run, rs, &family->facts, deadline);
-    if (dialect == DIALECT_SAVE)
-        family->facts.references.known = whole && !config->list;
     end_run(&run, rs->ended || rs->changed, deadline);
     drop_index(&family->facts);
     if (!started)
