@@ -86,8 +86,11 @@ static bool find_path(struct text target, struct request *req) {
     size_t scheme = scheme_length(target);
     if (scheme > 0) {
         at += scheme;
+        const char *authority = at;
         while (at < end && *at != '/' && *at != '?')
             at++;
+        if (at == authority || *authority == ':')
+            return false; /* an empty host (RFC 9110 section 4.2) */
     } else if (*at != '/') {
         return text_is(target, "*") || text_is(req->method, "CONNECT");
     }
@@ -861,18 +864,18 @@ static const struct match_module {
     {TEXT("tcp"), LOADS},       {TEXT("udp"), LOADS},       {TEXT("multiport"), LOADS},
     {TEXT("icmp"), LOADS},      {TEXT("icmp6"), LOADS},     {TEXT("sctp"), LOADS},
     {TEXT("dccp"), LOADS},      {TEXT("udplite"), LOADS},   {TEXT("esp"), LOADS},
-    {TEXT("comment"), LOOKS},   {TEXT("conntrack"), LOOKS}, {TEXT("state"), LOOKS},
-    {TEXT("mark"), LOOKS},      {TEXT("addrtype"), LOOKS},  {TEXT("iprange"), LOOKS},
-    {TEXT("mac"), LOOKS},       {TEXT("pkttype"), LOOKS},   {TEXT("physdev"), LOOKS},
-    {TEXT("length"), LOOKS},    {TEXT("ttl"), LOOKS},       {TEXT("hl"), LOOKS},
-    {TEXT("tos"), LOOKS},       {TEXT("dscp"), LOOKS},      {TEXT("ecn"), LOOKS},
-    {TEXT("tcpmss"), LOOKS},    {TEXT("policy"), LOOKS},    {TEXT("ah"), LOOKS},
-    {TEXT("frag"), LOOKS},      {TEXT("limit"), TURNS},     {TEXT("hashlimit"), TURNS},
-    {TEXT("recent"), TURNS},    {TEXT("set"), TURNS},       {TEXT("statistic"), TURNS},
-    {TEXT("time"), TURNS},      {TEXT("owner"), TURNS},     {TEXT("connlimit"), TURNS},
-    {TEXT("connbytes"), TURNS}, {TEXT("connmark"), TURNS},  {TEXT("quota"), TURNS},
-    {TEXT("nfacct"), TURNS},    {TEXT("string"), TURNS},    {TEXT("u32"), TURNS},
-    {TEXT("bpf"), TURNS},       {TEXT("helper"), TURNS},    {TEXT("rpfilter"), TURNS},
+    {TEXT("conntrack"), LOOKS}, {TEXT("state"), LOOKS},     {TEXT("mark"), LOOKS},
+    {TEXT("addrtype"), LOOKS},  {TEXT("iprange"), LOOKS},   {TEXT("mac"), LOOKS},
+    {TEXT("pkttype"), LOOKS},   {TEXT("physdev"), LOOKS},   {TEXT("length"), LOOKS},
+    {TEXT("ttl"), LOOKS},       {TEXT("hl"), LOOKS},        {TEXT("tos"), LOOKS},
+    {TEXT("dscp"), LOOKS},      {TEXT("ecn"), LOOKS},       {TEXT("tcpmss"), LOOKS},
+    {TEXT("policy"), LOOKS},    {TEXT("ah"), LOOKS},        {TEXT("frag"), LOOKS},
+    {TEXT("limit"), TURNS},     {TEXT("hashlimit"), TURNS}, {TEXT("recent"), TURNS},
+    {TEXT("set"), TURNS},       {TEXT("statistic"), TURNS}, {TEXT("time"), TURNS},
+    {TEXT("owner"), TURNS},     {TEXT("connlimit"), TURNS}, {TEXT("connbytes"), TURNS},
+    {TEXT("connmark"), TURNS},  {TEXT("quota"), TURNS},     {TEXT("nfacct"), TURNS},
+    {TEXT("string"), TURNS},    {TEXT("u32"), TURNS},       {TEXT("bpf"), TURNS},
+    {TEXT("helper"), TURNS},    {TEXT("rpfilter"), TURNS},
 };
 
 /* NULL: it is none of them. */

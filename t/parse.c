@@ -29,6 +29,10 @@ static const struct {
     {"the query is no part of the path", "GET /metrics?a=b?c HTTP/1.0\r\n\r\n", "200 GET /metrics -1"},
     {"absolute-form", "GET http://h:9914/metrics?x HTTP/1.1\r\nHost: h\r\n\r\n", "200 GET /metrics -1"},
     {"absolute-form without a path", "GET HTTPS://h HTTP/1.1\r\nHost: h\r\n\r\n", "200 GET / -1"},
+    {"absolute-form without a host", "GET http:// HTTP/1.1\r\nHost: h\r\n\r\n", "400"},
+    {"... but with a path", "GET http:///metrics HTTP/1.1\r\nHost: h\r\n\r\n", "400"},
+    {"... but with a query", "GET https://?x HTTP/1.1\r\nHost: h\r\n\r\n", "400"},
+    {"... but with a port", "GET http://:80/metrics HTTP/1.1\r\nHost: h\r\n\r\n", "400"},
     {"absolute-form without a path but with a query", "GET http://h?x/y HTTP/1.1\r\nHost: h\r\n\r\n", "200 GET / -1"},
     {"asterisk-form", "OPTIONS * HTTP/1.0\r\n\r\n", "200 OPTIONS  -1"},
     {"authority-form", "CONNECT a:1 HTTP/1.0\r\n\r\n", "200 CONNECT  -1"},
@@ -837,6 +841,10 @@ static const char *const strings[] = {"--log-prefix", "--nflog-prefix", "--ulog-
                                       "--bytecode", "--path", "--led-trigger-id", NULL};
 static const char *const loading[] = {"tcp", "udp", "udplite", "sctp", "dccp", "multiport", "icmp", "icmp6", "esp", NULL};
 static const char *const matching[] = {"socket", "ah", "dst", "eui64", "frag", "hbh", "ipv6header", "mh", "rt", "conntrack", "tcpmss", "set", "mult", NULL};
+static const char *const looking[] = {"conntrack", "state", "mark", "addrtype", "iprange", "mac", "pkttype", "physdev", "length", "ttl", "hl", "tos", "dscp",
+                                      "ecn", "tcpmss", "policy", "ah", "frag", NULL};
+static const char *const turning[] = {"limit", "hashlimit", "recent", "set", "statistic", "time", "owner", "connlimit", "connbytes", "connmark", "quota",
+                                      "nfacct", "string", "u32", "bpf", "helper", "rpfilter", NULL};
 static const char *const ending[] = {"ACCEPT", "DROP", "REJECT", "RETURN", "QUEUE", "NFQUEUE", "SNAT", "DNAT", "MASQUERADE", "REDIRECT",
                                      "NETMAP", "TPROXY", "TARPIT", NULL};
 static const char *const continuing[] = {"LOG", "NFLOG", "ULOG", "MARK", "CONNMARK", "CT", "NOTRACK", "TRACE", "TEE", "SET", "TCPMSS", "TOS",
@@ -952,23 +960,37 @@ static const struct {
     {"the value of another option is no match", "-i limit -j DROP", "ends, stable"},
 };
 
-static void test_behaviours(void) {
-    for (size_t i = 0; i < sizeof behaviours / sizeof *behaviours; i++) {
-        char output[1000], behaviour[100] = "";
-        bool shadows = behaviours[i].words[0] == ':';
-        int len = snprintf(output, sizeof output, HEAD ":prometheus - [0:0]\n%s%s\nCOMMIT\n", shadows ? "" : "[0:0] -A prometheus ",
-                           behaviours[i].words);
-        struct rule r;
-        size_t room;
-        enum item item;
-        ruleset_begin(&rs, (struct wanted){DIALECT_SAVE, "filter", chains, 1, reserved}, memory);
-        memcpy(ruleset_room(&rs, &room), output, (size_t)len);
-        ruleset_fed(&rs, (size_t)len);
-        while ((item = ruleset_next(&rs, &r)) == ITEM_RULE)
-            snprintf(behaviour, sizeof behaviour, "%s%s, %s", r.terminal ? "ends" : "goes on", r.rewrites ? " rewritten" : "",
-                     r.stable ? "stable" : "turns");
-        is(item == ITEM_MORE ? behaviour : rs.error, behaviours[i].expected, behaviours[i].name);
+static void test_behaviour(const char *name, const char *words, const char *expected) {
+    char output[1000], behaviour[100] = "";
+    bool shadows = words[0] == ':';
+    int len = snprintf(output, sizeof output, HEAD ":prometheus - [0:0]\n%s%s\nCOMMIT\n", shadows ? "" : "[0:0] -A prometheus ", words);
+    struct rule r;
+    size_t room;
+    enum item item;
+    ruleset_begin(&rs, (struct wanted){DIALECT_SAVE, "filter", chains, 1, reserved}, memory);
+    memcpy(ruleset_room(&rs, &room), output, (size_t)len);
+    ruleset_fed(&rs, (size_t)len);
+    while ((item = ruleset_next(&rs, &r)) == ITEM_RULE)
+        snprintf(behaviour, sizeof behaviour, "%s%s, %s", r.terminal ? "ends" : "goes on", r.rewrites ? " rewritten" : "", r.stable ? "stable" : "turns");
+    is(item == ITEM_MORE ? behaviour : rs.error, expected, name);
+}
+
+/* ... of a rule with each of the matches. */
+static void test_match_behaviours(const char *const *modules, const char *promise, const char *expected) {
+    char name[200], words[200];
+    for (; *modules; modules++) {
+        snprintf(name, sizeof name, promise, *modules);
+        snprintf(words, sizeof words, "-m %s -j DROP", *modules);
+        test_behaviour(name, words, expected);
     }
+}
+
+static void test_behaviours(void) {
+    for (size_t i = 0; i < sizeof behaviours / sizeof *behaviours; i++)
+        test_behaviour(behaviours[i].name, behaviours[i].words, behaviours[i].expected);
+    test_match_behaviours(loading, "-m %s is no condition that turns", "ends, stable");
+    test_match_behaviours(looking, "-m %s looks at the packet", "ends, stable");
+    test_match_behaviours(turning, "-m %s counts, or looks at what is not the packet's", "ends, turns");
     ruleset_begin(&rs, (struct wanted){DIALECT_SAVE, "filter", chains, 1, reserved}, memory);
 }
 
