@@ -72,6 +72,10 @@ SKIP: {
     is("$r->{exit}|$r->{out}", '1|', '... which may refuse');
     like($r->{err}, qr{a password is required.*CAP_NET_ADMIN.*sudoers[^:]*: USER ALL=\(root\) NOPASSWD: /usr/sbin/iptables-nft -w -t filter -v -S prometheus$}m,
         '... the answer then has the line for sudoers, with the command of -list');
+    fake();
+    $r = run(flags => [qw(-print -list -chain prometheus -chain other)], @how);
+    like("$r->{exit}|$r->{err}", qr/\A1\|.*a password is required/s, '... also of several chains');
+    unlike($r->{err}, qr/NOPASSWD/, '... without a line, for it would take one for each');
     fake_sudo();
 }
 like(run(flags => ['-help'])->{out}, qr/^  -list +\S.*iptables -v -S/m, '-help tells of -list');

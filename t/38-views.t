@@ -239,7 +239,7 @@ sub counted {
     my $round = sub { my ($n) = @_; return sprintf $n < 100 ? '%.0f' : '%.0e', $n };
     my @rows = @{ $view->{tables}[0]{rows} || [] };
     for (@rows) {
-        s{([\d.]+) ([kMGTPEZ]?bit)/s}{$round->($1 * $unit{$2} * $apart / 8) . ' B'}ge;
+        s{([\d.]+) ([kMGTPEZ]?bit)/s}{$1 < 1000 ? $round->($1 * $unit{$2} * $apart / 8) . ' B' : 'too many digits'}ge;
         s{([\d.]+)/s}{$round->($1 * $apart)}ge;
         s/$NONE/-/g;
     }

@@ -106,8 +106,10 @@ for (
     $r = run(flags => ['-addr', 'no-such-host.invalid:9914']);
     like($r->{exit}, qr/\A[12]\z/, 'a name that is not known does not start');
     like($r->{err}, qr/no-such-host\.invalid/, '... and says so, with the name');
-    $r = run(flags => ['-addr', '192.0.2.1:9914']);
-    is($r->{exit}, 1, 'an address of somebody else exits 1');
+    for my $port (1, 9914, 65535) {
+        $r = run(flags => ['-addr', "192.0.2.1:$port"]);
+        is($r->{exit}, 1, "an address of somebody else, and port $port, exits 1");
+    }
     like($r->{err}, qr/192\.0\.2\.1/, '... and says so, with the address');
 }
 
@@ -115,10 +117,10 @@ for (
 SKIP: {
     need_root(6);
     skip_or_fail('no mount namespace here', 6) unless system('unshare', '-m', 'true') == 0;
-    spew("$DIR/hosts", "127.0.0.1 localhost twice.test\n127.0.0.2 twice.test\n127.0.0.1 again twice.test\n127.0.0.2 twice.test\n");
+    spew("$DIR/hosts", "127.0.0.1 localhost twice.test\n127.0.0.2 twice.test\n127.0.0.1 again twice.test\n127.0.0.2 twice.test\n127.0.0.3 twice.test\n");
     chmod 0644, "$DIR/hosts";
     my $l = listener(addr => 'twice.test:PORT', wrap => ['unshare', '-m', 'sh', '-c', 'mount --bind "$0" /etc/hosts && exec "$@"', "$DIR/hosts"]);
-    answers(ask($l, '/-/healthy', host => $_), 200, "a name twice in /etc/hosts: it listens on $_") for '127.0.0.1', '127.0.0.2';
+    answers(ask($l, '/-/healthy', host => $_), 200, "a name twice in /etc/hosts: it listens on $_") for '127.0.0.1', '127.0.0.2', '127.0.0.3';
     ends($l, 'a name twice in /etc/hosts');
 }
 

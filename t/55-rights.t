@@ -151,6 +151,21 @@ my @MODES = (
         ok((patiently { !running(@stopped) } 600), $was_root ? '... the rest ends when it is killed' : '... and all of it ends');
     }
 
+    # somebody kills a collector before the request is there
+    for my $mode (@MODES) {
+        my ($name, $was_root, $wrap) = @$mode;
+        my ($pid, $client) = connected(@$wrap, $NFPROM);
+        syswrite $client, "GET /metrics HTTP/1.1\r\n";
+        my @killed;
+        ok((patiently { @killed = children($pid) } 600), "$name: a collector waits for the request");
+        kill KILL => @killed;
+        ok((patiently { !running(@killed) } 600), '... and is killed');
+        syswrite $client, "Host: x\r\n\r\n";
+        like(read_to_end($client), qr{\AHTTP/1\.1 503 .*^ipv4: cannot start a process: the collector has been killed$}ms, '... which the answer says');
+        close $client;
+        waitpid $pid, 0;
+    }
+
     # the request is 404, or for what does not need iptables: no collector is left, and nothing was run
     for my $path ('/-/healthy', '/', '/nothing') {
         unlink "$DIR/marks/reading";
