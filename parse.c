@@ -109,7 +109,7 @@ static int check_version(struct text version) {
     if (version.len < strlen("HTTP/x") || !begins_with(version, "HTTP/"))
         return 400;
     struct text number = between(version.at + strlen("HTTP/"), end_of(version));
-    if (!consists_of(number, "." DIGITS))
+    if (!consists_of(number, "." DIGITS) || !is_digit(number.at[0]))
         return 400;
     if (number.at[0] != '1')
         return 505;
@@ -451,7 +451,8 @@ static const struct text tags_start = TEXT("nfprom(");
 
 static bool is_name_char(char c) {
     char lower_case = (char)(c | 0x20);
-    return (lower_case >= 'a' && lower_case <= 'z') || is_digit(c) || c == '_';
+    bool is_letter = lower_case >= 'a' && lower_case <= 'z';
+    return is_letter || is_digit(c) || c == '_';
 }
 
 static bool is_tag_name(struct text name) {

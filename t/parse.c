@@ -95,6 +95,8 @@ static const struct {
     {"HTTP/3", "GET / HTTP/3\r\n\r\n", "505"},
     {"HTTP/10.1", "GET / HTTP/10.1\r\n\r\n", "505"},
     {"HTTP/12", "GET / HTTP/12\r\n\r\n", "505"},
+    {"HTTP/ without a digit in front", "GET / HTTP/.1\r\n\r\n", "400"},
+    {"... and with more behind", "GET / HTTP/.1.1\r\n\r\n", "400"},
     {"HTTP/0.9 by its number", "GET / HTTP/0.9\r\n\r\n", "505"},
 };
 
