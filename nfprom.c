@@ -896,11 +896,10 @@ static void release(struct bytes *bytes) {
 
 /* ---- facts ----------------------------------------------------------------------- */
 
-/* To which metric families a rule or a policy goes. The seed's pair, packets_total and
- * bytes_total, is that of the document that nfprom began with. Its five labels are address,
- * direction, l2proto, l3proto and port. */
+/* To which metric families a rule or a policy goes. */
 enum pair {
-    PAIR_SEED,     /* the five labels express all of the rule */
+    PAIR_LABELS,   /* packets_total and bytes_total: five labels express all of the rule
+                      (address, direction, l2proto, l3proto, port) */
     PAIR_VERBATIM, /* rule_packets_total and rule_bytes_total: any other rule */
     PAIR_POLICY,
     PAIRS
@@ -1443,7 +1442,7 @@ static void tally_rule(struct tally *tally, const struct fact *fact) {
     enum tally_kind kind = OTHER;
     if (fact->nth > 1) {
         kind = DUPLICATE;
-    } else if (fact->pair == PAIR_SEED) {
+    } else if (fact->pair == PAIR_LABELS) {
         kind = EXPORTED;
     }
     tally->kinds[kind]++;
@@ -1490,7 +1489,7 @@ static bool keep_rule(struct facts *facts, struct fact *fact) {
     }
     look_back(facts, fact, slot->record, &before);
     bool expressed = rule->expressible && fact->nth == 1;
-    fact->pair = expressed ? PAIR_SEED : PAIR_VERBATIM;
+    fact->pair = expressed ? PAIR_LABELS : PAIR_VERBATIM;
     *slot = (struct slot){hash, (uint32_t)facts->records.len};
     tally_rule(&facts->tallies[rule->chain], fact);
     if (rule->tags.len > 0)
@@ -3469,10 +3468,10 @@ static void put_family(struct exposition *e, const struct family *family) {
         return;
     switch (e->metric->kind) {
     case OF_SEED:
-        put_facts(e, &sample, PAIR_SEED, false);
+        put_facts(e, &sample, PAIR_LABELS, false);
         break;
     case OF_SEED_COMMENT:
-        put_facts(e, &sample, PAIR_SEED, true);
+        put_facts(e, &sample, PAIR_LABELS, true);
         break;
     case OF_VERBATIM:
         put_facts(e, &sample, PAIR_VERBATIM, false);
