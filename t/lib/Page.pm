@@ -43,13 +43,16 @@ my %ELEMENTS = (
     (map { $_ => { in => $PHRASING, attributes => 'id' } } qw(code strong em b small span)),
 );
 
+# The text that these bytes say; undef if they are no UTF-8.
+sub decoded { my ($bytes) = @_; return eval { Encode::decode('UTF-8', $bytes, Encode::FB_CROAK()) } }
+
 # Reads a page. Dies with what is wrong; returns the root, a node: {name, attributes, children => nodes and strings}.
+# (It goes through bytes: in decoded text Perl counts the characters up to \G each time.)
 sub read_html {
-    my ($bytes) = @_;
-    my $text = eval { Encode::decode('UTF-8', my $copy = $bytes, Encode::FB_CROAK()) };
-    die "not UTF-8\n" unless defined $text;
+    my ($text) = @_;
+    my $characters = decoded($text) // die "not UTF-8\n";
     die sprintf "the character U+%04X\n", ord $1
-        if $text =~ /([^\n\x20-\x7e\xa0-\x{10ffff}]|\p{NChar}|[\x{202a}-\x{202e}\x{2066}-\x{2069}])/;
+        if $characters =~ /([^\n\x20-\x7e\xa0-\x{10ffff}]|\p{NChar}|[\x{202a}-\x{202e}\x{2066}-\x{2069}])/;
     $text =~ /\G<!DOCTYPE html>\n/gc or die "begins with another DOCTYPE: " . substr($text, 0, 40) . "\n";
     my @open = my $root = { name => '', attributes => {}, children => [] };
     my %ids;
@@ -75,7 +78,7 @@ sub read_html {
             my $e = $ELEMENTS{$name} or die "the element <$name>\n";
             my %attributes;
             while ($text =~ /\G[ \n]+([a-z-]+)(?:=(?:"([^"]*)"|([^ \n"'=<>`]+)))?/gc) {
-                my ($attribute, $value) = ($1, $2 // $3 // '');
+                my ($attribute, $value) = ($1, decoded($2 // $3 // ''));
                 die "the attribute $attribute of <$name>\n" unless grep { $_ eq $attribute } split / /, $e->{attributes} || '';
                 die "the attribute $attribute twice\n" if exists $attributes{$attribute};
                 die "an ampersand in $attribute\n"     if $value =~ /&(?!amp;)|</;
@@ -104,7 +107,7 @@ sub read_html {
             die "</$name> in <$open[-1]{name}>\n" if $open[-1]{name} ne $name;
             pop @open;
         } elsif ($text =~ /\G([^<&]+|&(?:#\d+|amp|lt|gt|quot);)/gc) {
-            my $piece = $1;
+            my $piece = decoded($1);
             next if $piece =~ /\A\n+\z/ && $open[-1]{name} =~ /^(?:|html|head|body|main|section|div|ul|table|thead|tbody|tfoot|tr)$/;
             $piece = $piece =~ /^&#(\d+)/ ? chr $1 : { '&amp;' => '&', '&lt;' => '<', '&gt;' => '>', '&quot;' => '"' }->{$piece} if $piece =~ /^&/;
             $imply->('text') unless $open[-1]{name} eq 'title';
