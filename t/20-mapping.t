@@ -259,7 +259,7 @@ for (
     ['UTF-8 of three cut at its end', '"' . 'x' x 253 . qq(\xe2\x82"),              'x' x 253 . '\xe2\x82'],
     ['UTF-8 longer than need be',   qq("\xc0\xaf \xe0\x80\xaf"),                    '\xc0\xaf \xe0\x80\xaf'],
     ['UTF-8 of a surrogate',        qq("\xed\xa0\x80"),                             '\xed\xa0\x80'],
-    ['UTF-8 beyond Unicode',        qq("\xf4\x90\x80\x80 \xf8\x88\x80\x80\x80"),    '\xf4\x90\x80\x80 \xf8\x88\x80\x80\x80'],
+    ['UTF-8 beyond Unicode',        qq("\xf4\x90\x80\x80 \xf5\x80\x80\x80 \xf8\x88\x80\x80\x80"), '\xf4\x90\x80\x80 \xf5\x80\x80\x80 \xf8\x88\x80\x80\x80'],
     ['Latin-1 before a quote',      qq("\xe9\\" x"),                                '\xe9" x'],
     ['a NUL',                       qq("a\0b"),                                     'a\x00b'],
     ['bytes 1 to 8',                qq("\x01\x02\x03\x04\x05\x06\x07\x08"),         "\x01\x02\x03\x04\x05\x06\x07\x08"],

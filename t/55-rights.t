@@ -183,6 +183,12 @@ my @MODES = (
 }
 is(one_shot($NFPROM)->{status}, 200, 'as root the rules are read');
 is(one_shot(@AS_USER, $NFPROM)->{status}, 200, '... and as that user');
+SKIP: {
+    my @alone = qw(unshare --user --map-root-user --net);
+    skip_or_fail('no user namespaces here', 1) unless system("@alone true 2>/dev/null") == 0;
+    spew("$DIR/rules", "*filter\n:prometheus - [0:0]\n-A prometheus -p tcp -j RETURN\nCOMMIT\n");
+    is(one_shot(@alone, 'sh', '-c', 'iptables-nft-restore <"$0" && exec "$1"', "$DIR/rules", $NFPROM)->{status}, 200, '... and as root of a namespace that has no other user');
+}
 
 # ---- taken over
 
