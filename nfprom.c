@@ -2054,12 +2054,16 @@ static void end_collectors(struct collector *collectors) {
 
 /* ---- rights ------------------------------------------------------------------------ */
 
-/* Whoever may change its user, as root may. False: something else forbids it. (Root of some
- * containers may not, or has no user but itself there.) */
+/* Only root does, and any other user does not try: the unit's filter of system calls would end
+ * it. False: it may change its user, and something else forbids it. (Root of some containers
+ * may not, or has no user but itself there.) */
 static bool become_nobody(void) {
     struct capabilities sets;
-    if (!get_capabilities(&sets))
+    uid_t real, effective, saved;
+    if (!get_capabilities(&sets) || getresuid(&real, &effective, &saved) != 0)
         return false;
+    if (real != 0 && effective != 0 && saved != 0)
+        return true;
     bool may = is_effective(&sets, CAP_SETUID);
     (void)!setgroups(0, NULL);
     (void)!setresgid(NOBODY, NOBODY, NOBODY);

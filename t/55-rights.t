@@ -183,6 +183,16 @@ my @MODES = (
 }
 is(one_shot($NFPROM)->{status}, 200, 'as root the rules are read');
 is(one_shot(@AS_USER, $NFPROM)->{status}, 200, '... and as that user');
+{
+    # (a filter of system calls, as the unit's, may end who tries to change it)
+    my ($pid, $client) = connected((map { s/\+net_admin/+net_admin,+setuid,+setgid/r } @AS_USER), $NFPROM);
+    syswrite $client, "GET /metrics HTTP/1.1\r\n";
+    my %is;
+    patiently { %is = status($pid); $is{NoNewPrivs} == 1 } 600;
+    is("$is{Uid} $is{CapPrm}", "1\t1\t1\t1 0000000000000000", 'a user who may change his user stays who he is');
+    close $client;
+    waitpid $pid, 0;
+}
 SKIP: {
     my @alone = qw(unshare --user --map-root-user --net);
     skip_or_fail('no user namespaces here', 1) unless system("@alone true 2>/dev/null") == 0;
