@@ -2576,7 +2576,8 @@ static const struct advice {
     {lacks_memory, "; it needs more memory", put_memory_limits},
     {lacks_builtin_chain,
      "; this is the name of a built-in chain, which are in capitals: of another -table, perhaps "
-     "(PREROUTING is in raw, mangle and nat)",
+     "(PREROUTING is in raw, mangle and nat); for a base chain of native nft rules: README, "
+     "Hosts with native nft rules",
      put_no_details},
     {lacks_chain, "; make the chain with `", put_chain_commands},
     {shows_nothing_beside_legacy,
@@ -4023,10 +4024,13 @@ static void put_table(struct sink *sink, const struct report *report,
     put_string(sink, "\n</table>\n");
     if (totals.without_share == 0)
         return;
-    put_format(sink,
-               "<p>After %lu of these rules a packet goes on, and may be counted again: "
-               "they have no share and are in no total.\n",
-               totals.without_share);
+    put_format(
+        sink,
+        "<p>After %lu of these rules a packet goes on, and may be counted again: "
+        "they have no share and are in no total. %s_nonterminal_rules counts the %lu "
+        "of them that are in %s_packets_total.\n",
+        totals.without_share, report->config->namespace,
+        family->facts.tallies[chain].nonterminal, report->config->namespace);
 }
 
 static void put_chain_tables(struct sink *sink, const struct report *report,

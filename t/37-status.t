@@ -142,6 +142,20 @@ sub comment { my ($text) = @_; $text =~ s/([\\"])/\\$1/g; return qq(-m comment -
 }
 unlike(join("\n", @{ shows('rules that end', [['1:2', '-p tcp -j RETURN']], [' | -p tcp -j RETURN | - | tcp | - | - | 1 | 2 B | 100.0 %'])->{paragraphs} }),
     qr/goes on/, '... need no warning');
+
+# The page's number of rules after which a sum may be too large is the metric's.
+for (
+    ['rules of either pair, and a duplicate', [qw(-chain prometheus)], ':prometheus - [0:0]', 2, map {"-A prometheus $_"} '-p udp', '-p udp', '-i eth0', '-i eth1 -j LOG', '-p tcp', '-j RETURN'],
+    ['a built-in chain',                      [qw(-chain INPUT)],      ':INPUT DROP [1:1]',   0, map {"-A INPUT $_"} '-p tcp -j RETURN', '-i eth0 -j LOG'],
+) {
+    my ($promise, $flags, $chain, $expected, @rules) = @$_;
+    fake(out => save({ chains => [$chain] }, map {"[1:1] $_"} @rules));
+    my ($said) = map {/^After \d+ of these .* nfprom_nonterminal_rules counts the (\d+) of them that are in nfprom_packets_total\.$/} @{ page($promise, flags => $flags)->{paragraphs} };
+    my $r = serve(get('/metrics'), flags => $flags);
+    answers($r, 200, "$promise: a scrape");
+    my $metric = value($r->{series} || [], 'nfprom_nonterminal_rules', l2proto => 'ipv4');
+    is(($said // 'nothing') . " $metric", "$expected $expected", '... the page and nfprom_nonterminal_rules say the same');
+}
 shows('rules that match the same', [(['1:1', '-p tcp -j ACCEPT']) x 2, ['2:2', '-p tcp -j DROP']], [
     (' | -p tcp -j ACCEPT | - | tcp | - | - | 1 | 1 B | 25.0 %') x 2, ' | -p tcp -j DROP | - | tcp | - | - | 2 | 2 B | 50.0 %']);
 shows('a rule without words', [['1:1', '']], [" | * | - | - | - | - | 1 | 1 B | $NONE"]);

@@ -324,6 +324,20 @@ two_reads(\@first, \@second, then => 'echo broken >&2; exit 1');
     is(reads(), 1, '... nothing is waited for');
 }
 
+# Two chains, each with rules before and behind those of the other.
+{
+    my ($before, $after) = map { my $n = $_; [map { "[$n:$n] -A $_ -j RETURN" } 'a -s 192.0.2.1/32', 'b -s 192.0.2.2/32', 'a -s 192.0.2.3/32', 'b -s 192.0.2.4/32'] } 1, 1001;
+    two_reads($before, $after, save => { chains => [':a - [0:0]', ':b - [0:0]'] });
+    my $view = view('two chains', '?seconds=1', flags => [qw(-chain a -chain b)]);
+    is(join('|', map { my $t = $_; map { "$t->{caption}: " . s/ -j RETURN .*//r } @{ $t->{rows} } } @{ $view->{tables} }),
+        'IPv4, chain a: -s 192.0.2.1/32|IPv4, chain a: -s 192.0.2.3/32|IPv4, chain b: -s 192.0.2.2/32|IPv4, chain b: -s 192.0.2.4/32', '... have each their own rates');
+    is("@{ $view->{changes} }", '', '... and nothing has changed');
+}
+
+# Waiting takes no CPU time: with one second of it five are waited.
+two_reads(\@first, \@second);
+answers(serve(get('/status?seconds=5'), wrap => [qw(prlimit --cpu=1)]), 200, 'five seconds of waiting take less than one of the processor');
+
 # HEAD, and who does not wait.
 for my $query (qw(by=service by=service&seconds=1)) {
     two_reads(\@first, \@second);

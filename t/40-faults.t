@@ -380,6 +380,14 @@ for my $out ($legacy, $named) {
     answers(serve(get('/metrics')), 200, 'legacy: the table is read');
     like(slurp("$DIR/lock-was"), qr/held\n\z/, '... under the lock, which nobody shares: readers that overlap would leave no gap for a change');
     ok(do { open my $f, '+<', $LOCK or die; flock $f, LOCK_EX | LOCK_NB }, '... which is given up afterwards');
+
+    # two reads: another process gets the lock in between, and the second read comes behind it
+    fake(out => $legacy, run => "flock -sn '$LOCK' true && echo free >>'$DIR/lock-was' || echo held >>'$DIR/lock-was'\n"
+        . "[ -e '$DIR/waits' ] && until [ -e '$DIR/got-it' ]; do sleep 0.1; done || { >'$DIR/waits'; setsid flock '$LOCK' touch '$DIR/got-it' >'$DIR/waits' 2>&1 & }\ncat \$OUT");
+    spew("$DIR/lock-was", '');
+    answers(serve(get('/status?seconds=1'), flags => [qw(-timeout 60m)]), 200, 'legacy, /status?seconds=1: the lock is not held between the reads');
+    is(slurp("$DIR/lock-was"), "held\nheld\n", '... but in both of them');
+    fake(out => $legacy);
     open my $reader, '<', $LOCK or die;
     flock $reader, LOCK_SH;
     answers(serve(get('/metrics'), flags => ['-timeout', '1s']), 503, '... nor is the lock of another reader shared', body => qr/^ipv4: .*\Q$LOCK\E/m);

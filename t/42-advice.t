@@ -41,7 +41,7 @@ advises('... without their module', { err => "modprobe: FATAL: Module ip_tables 
 advises('legacy in the unit as shipped', { err => "iptables-save v1.8.9 (legacy): Cannot initialize: Address family not supported by protocol\n", status => 1 }, qr/; the legacy backend needs more than the unit allows: the drop-in legacy\.conf/);
 my $none = save({ chains => [':INPUT ACCEPT [1:1]'] });
 advises('no such chain',               { out => $none }, qr/no chain prometheus; make the chain with `.*; if it is in the other backend, use -variant nft or -variant legacy$/m);
-advises("a built-in chain's name, in small letters", { out => $none }, qr/no chain input; this is the name of a built-in chain, which are in capitals: of another -table, perhaps/, '-chain', 'input');
+advises("a built-in chain's name, in small letters", { out => $none }, qr/no chain input; this is the name of a built-in chain, which are in capitals: of another -table, perhaps.*; for a base chain of native nft rules: README, Hosts with native nft rules/, '-chain', 'input');
 advises('... of another table',        { out => $none }, qr/no chain PREROUTING; this is the name of a built-in chain/, '-chain', 'PREROUTING');
 my @both = (qr/no chain prometheus;.* make the chain with `iptables -t filter -N prometheus` and send packets there: .*; without rules and a jump to it a chain counts nothing \(README, Make the chain, has both\); beside native nft rules: README, Hosts with native nft rules(?:;|$)/m);
 advises('... a chain needs rules and a jump, and beside native nft rules there is another way', { out => $none }, @both);

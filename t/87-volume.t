@@ -272,6 +272,14 @@ is(2 * @queries, scalar(() = ($block || '') =~ /\n/g), 'README has questions, ea
     is("@alerts", join(' ', ($share // 'none') x 2), 'the share of the quota is what the alerts look at');
     like($section, qr/`vector\(1e12\)`/, 'README says where the quota stands');
     is(scalar(() = $RULES =~ /vector\(1e12\)/g), 1, 'there it stands');
+
+    # A router: its chain and that of the LAN count the same packets.
+    my ($edit) = $section =~ m{`sed -i '([^']+)' /etc/prometheus/nfprom\.rules\.yml`};
+    my (undef, $text) = run('', 'sed', $edit // '', "$SOURCE/systemd/nfprom.rules.yml");
+    my $edited = spew("$DIR/lan.rules.yml", $text);
+    my @series = map { { series => "$ENDS\{instance=\"a\",job=\"nfprom\",chain=\"$_\",rule=\"-j RETURN\"}", values => '0+1000x10' } } qw(prometheus lan lan-7);
+    promtool_agrees('what README says of two chains that see the same packets: they are in the line once', $edited, 60, \@series,
+        promql_expr_test => [{ expr => 'nfprom:line_bytes:month', eval_time => '10m', exp_samples => [{ labels => 'nfprom:line_bytes:month{instance="a",job="nfprom"}', value => 10_000 }] }]);
 }
 
 # ---- a real Prometheus, that is not there all the time; each second in place of each minute, and at noon, so that no day ends
