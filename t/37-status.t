@@ -293,6 +293,10 @@ for (
     is(join('|', grep {/jump|reach/} @{ page('how packets come to the chain')->{paragraphs} }),
         'The chain INPUT of IPv4 jumps 2 times to the chain prometheus, which may count a packet as often.|Rules that no packet reaches, in the chain prometheus of IPv4: 2. They are marked.',
         '... twice from one chain, and to which rules they do not');
+    fake(out => save({ chains => [map {":$_ - [0:0]"} qw(a b)] }, '[1:2] -A b -p tcp -j a', ('[1:2] -A b -j a') x 2, ('[1:2] -A x -j b') x 3));
+    is(join('|', grep {/jump/} @{ page('how packets come to each of two chains', flags => [qw(-chain a -chain b)])->{paragraphs} }),
+        join('|', map {"The chain $_, which may count a packet as often."} 'b of IPv4 jumps 3 times to the chain a', 'x of IPv4 jumps 3 times to the chain b'),
+        '... is said for each of them');
     fake();
     fake6(out => save());
     like(join("\n", @{ page('an empty chain beside another', flags => ['-ipv6'])->{paragraphs} }), qr/^There is no rule in the chain prometheus of IPv6\.$/m, '... is named');
