@@ -5089,6 +5089,17 @@ static void put_seconds(struct sink *sink, usec time) {
     put_format(sink, "%lld.%03lld s", time / SECOND, time / MS % 1000);
 }
 
+/* With -list iptables waits for the lock itself. */
+static void put_lock_time(struct sink *sink, const struct config *config,
+                          const struct family *family) {
+    if (!config->list) {
+        put_string(sink, ", of these waiting for the lock ");
+        put_seconds(sink, family->lock_time);
+    } else if (family->may_be_zeroed) {
+        put_string(sink, ", in which iptables may have waited for the lock");
+    }
+}
+
 /* If time was short, where it went. */
 static void put_times(struct sink *sink, const struct report *report) {
     const struct family *families = report->families;
@@ -5103,8 +5114,7 @@ static void put_times(struct sink *sink, const struct report *report) {
             continue;
         put_format(sink, ", %s ", families[i].kind->label.at);
         put_seconds(sink, families[i].duration);
-        put_string(sink, ", of these waiting for the lock ");
-        put_seconds(sink, families[i].lock_time);
+        put_lock_time(sink, report->config, &families[i]);
     }
     put_string(sink, ".\n");
 }

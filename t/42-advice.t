@@ -85,6 +85,11 @@ advises('one line without end', { err => 'x' x 5000, status => 3 }, qr/it said: 
     fake6(sleep => 86_399);
     answers(serve(get('/metrics'), flags => [qw(-ipv6 -timeout 2s)]), 504, '... of both families',
         body => qr/^Of 2\.000 s the request took $s, ipv4 $s$lock, ipv6 $s$lock\.\n\z/m);
+    fake(list => "", sleep => 86_399);
+    for (['nft', qr//], ['legacy', qr/, in which iptables may have waited for the lock/]) {
+        my ($variant, $words) = @$_;
+        answers(serve(get('/metrics'), flags => ['-list', '-variant', $variant, qw(-timeout 1s)]), 504, "... with -list, $variant", body => qr/^Of 1\.000 s the request took $s, ipv4 $s$words\.\n\z/m);
+    }
     fake(status => 3);
     fake6(status => 3);
     unlike(serve(get('/metrics'), flags => ['-ipv6'])->{body}, qr/the request took/, 'a failure that was none of time says nothing of it');
