@@ -107,6 +107,8 @@ for (@BOTH) {
     is_deeply(pairs($e), saved_pairs($family, $variant, 'prometheus'), "$name: every rule once, nothing else");
     is($e->{nfprom_scrape_success}{"l2proto=$f->{l2proto}"}, 1, "$name: scrape_success is 1");
     is($e->{nfprom_rules}{"kind=exported,l2proto=$f->{l2proto}"}, 6, "$name: six rules are told by their labels");
+    my ($references) = ipt($family, $variant, qw(-n -L prometheus)) =~ /^Chain prometheus \((\d+) references\)/;
+    is($e->{nfprom_chain_references}{"l2proto=$f->{l2proto}"}, $references // 'none', "$name: references as iptables -L counts them");
     is($e->{nfprom_nonterminal_rules}{"l2proto=$f->{l2proto}"}, 0, "$name: RETURN ends the chain for a packet");
     is(promtool_says($answer->{body}), '', "$name: promtool has nothing to say");
 
