@@ -1472,7 +1472,7 @@ static void look_back(struct facts *facts, struct fact *fact, size_t record,
         facts->rewritten[rule->chain] = facts->records.len;
 }
 
-/* A rule goes to the seed's pair if its five labels express it and it is the first to
+/* A rule goes to the pair of labels if these express it and it is the first to
  * match that, else to the verbatim pair. */
 static bool keep_rule(struct facts *facts, struct fact *fact) {
     struct rule *rule = &fact->rule;
@@ -2094,8 +2094,8 @@ static bool drop_rights(void) {
            0) /* to the last; it needs a right itself */
         capability++;
     bool is_another = become_nobody();
-    syscall(SYS_capset, &head,
-            &none); /* no ambient ones either: they are permitted ones */
+    /* (The ambient ones go with the permitted ones.) */
+    syscall(SYS_capset, &head, &none);
     prctl(PR_SET_PDEATHSIG, death_signal); /* another user has lost it */
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 && is_another && !has_capabilities())
         return true;
@@ -3043,8 +3043,8 @@ enum format {
 
 /* The kinds of samples, one bit each: a label names those that have it. */
 enum sample_kind {
-    OF_SEED = 1,
-    OF_SEED_COMMENT = 2, /* one for each rule of the seed's pair with a comment */
+    OF_LABELS = 1,
+    OF_LABELS_COMMENT = 2, /* one for each rule of these with a comment */
     OF_VERBATIM = 4,
     OF_POLICY = 8,
     OF_TALLY = 16,      /* one for each chain and kind of rules */
@@ -3060,7 +3060,7 @@ struct sample {
     const struct family *family; /* not OF_PROGRAM */
     size_t chain;            /* OF_CHAIN, OF_USER_CHAIN, OF_TALLY, and what has a fact */
     enum tally_kind kind;    /* OF_TALLY */
-    const struct fact *fact; /* OF_SEED, OF_SEED_COMMENT, OF_VERBATIM, OF_POLICY */
+    const struct fact *fact; /* OF_LABELS, OF_LABELS_COMMENT, OF_VERBATIM, OF_POLICY */
     bool is_plain;           /* its values are written without escapes */
 };
 
@@ -3215,25 +3215,26 @@ static const struct label {
     unsigned samples; /* that have it: enum sample_kind */
     void (*put)(struct sink *sink, const struct sample *sample);
 } labels[] = {
-    {"address", always, OF_SEED | OF_SEED_COMMENT, put_address},
+    {"address", always, OF_LABELS | OF_LABELS_COMMENT, put_address},
     {"chain", with_several_chains,
-     OF_SEED | OF_SEED_COMMENT | OF_VERBATIM | OF_POLICY | OF_TALLY | OF_CHAIN |
+     OF_LABELS | OF_LABELS_COMMENT | OF_VERBATIM | OF_POLICY | OF_TALLY | OF_CHAIN |
          OF_USER_CHAIN,
      put_chain},
-    {"direction", always, OF_SEED | OF_SEED_COMMENT, put_direction},
+    {"direction", always, OF_LABELS | OF_LABELS_COMMENT, put_direction},
     {"l2proto", always,
-     OF_SEED | OF_SEED_COMMENT | OF_VERBATIM | OF_POLICY | OF_TALLY | OF_CHAIN |
+     OF_LABELS | OF_LABELS_COMMENT | OF_VERBATIM | OF_POLICY | OF_TALLY | OF_CHAIN |
          OF_USER_CHAIN | OF_FAMILY,
      put_l2proto},
-    {"l3proto", always, OF_SEED | OF_SEED_COMMENT, put_l3proto},
-    {"port", always, OF_SEED | OF_SEED_COMMENT, put_port},
+    {"l3proto", always, OF_LABELS | OF_LABELS_COMMENT, put_l3proto},
+    {"port", always, OF_LABELS | OF_LABELS_COMMENT, put_port},
     {"rule", always, OF_VERBATIM, put_rule},
-    {"comment", always, OF_VERBATIM | OF_SEED_COMMENT, put_comment},
+    {"comment", always, OF_VERBATIM | OF_LABELS_COMMENT, put_comment},
     {"dup", always, OF_VERBATIM, put_dup},
     {"policy", always, OF_POLICY, put_policy},
     {"kind", always, OF_TALLY, put_kind},
     {"version", always, OF_PROGRAM, put_version},
-    {"those from comments", with_tags, OF_SEED | OF_SEED_COMMENT | OF_VERBATIM, put_tags},
+    {"those from comments", with_tags, OF_LABELS | OF_LABELS_COMMENT | OF_VERBATIM,
+     put_tags},
 };
 
 /* Whether put() writes labels as a whole: as many as there are, with their names. */
@@ -3303,10 +3304,10 @@ static const struct metric {
     void (*put)(struct sink *sink, const struct sample *sample);
     const char *help;
 } metrics[] = {
-    {"packets", COUNTER, OF_SEED, put_packets,
+    {"packets", COUNTER, OF_LABELS, put_packets,
      "Packets of a rule that the labels express."},
-    {"bytes", COUNTER, OF_SEED, put_bytes, "Bytes of a rule that the labels express."},
-    {"rule_info", GAUGE, OF_SEED_COMMENT, put_one,
+    {"bytes", COUNTER, OF_LABELS, put_bytes, "Bytes of a rule that the labels express."},
+    {"rule_info", GAUGE, OF_LABELS_COMMENT, put_one,
      "Comment of a rule that the labels express."},
     {"rule_packets", COUNTER, OF_VERBATIM, put_packets, "Packets of any other rule."},
     {"rule_bytes", COUNTER, OF_VERBATIM, put_bytes, "Bytes of any other rule."},
@@ -3472,10 +3473,10 @@ static void put_family(struct exposition *e, const struct family *family) {
     if (!family->success)
         return;
     switch (e->metric->kind) {
-    case OF_SEED:
+    case OF_LABELS:
         put_facts(e, &sample, PAIR_LABELS, false);
         break;
-    case OF_SEED_COMMENT:
+    case OF_LABELS_COMMENT:
         put_facts(e, &sample, PAIR_LABELS, true);
         break;
     case OF_VERBATIM:
@@ -4204,7 +4205,7 @@ static bool is_of_chain(const struct label *label) {
 
 /* Whether rules can be added up by a label of the table of labels. */
 static bool can_group(const struct report *report, const struct label *label) {
-    return (label->samples & (OF_SEED | OF_SEED_COMMENT)) && label->is_shown(report);
+    return (label->samples & (OF_LABELS | OF_LABELS_COMMENT)) && label->is_shown(report);
 }
 
 static bool is_known(const struct page *page, struct text name) {
@@ -4255,7 +4256,7 @@ static void choose_label(struct page *page) {
 /* The kinds of samples that could show a rule: all that its match says, for a duplicate too. */
 static unsigned kinds_of(const struct fact *fact) {
     unsigned kinds = fact->pair == PAIR_VERBATIM ? OF_VERBATIM : 0;
-    return fact->rule.expressible ? kinds | OF_SEED | OF_SEED_COMMENT : kinds;
+    return fact->rule.expressible ? kinds | OF_LABELS | OF_LABELS_COMMENT : kinds;
 }
 
 /* The value of the label, nothing if the rule has none. */
