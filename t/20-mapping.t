@@ -257,6 +257,8 @@ for (
     ['Latin-1',                     qq("Andr\xe9"),                                 'Andr\xe9'],
     ['UTF-8 cut at its end',        '"' . 'x' x 254 . qq(\xc3"),                    'x' x 254 . '\xc3'],
     ['UTF-8 of three cut at its end', '"' . 'x' x 253 . qq(\xe2\x82"),              'x' x 253 . '\xe2\x82'],
+    ['UTF-8, the first and the last of each length', qq("\xc2\xa1 \xdf\xbf \xe0\xa0\x80 \xed\x9f\xbf \xee\x80\x80 \xf0\x90\x80\x80 \xf4\x8f\xbf\xbd"),
+        "\x{a1} \x{7ff} \x{800} \x{d7ff} \x{e000} \x{10000} \x{10fffd}"],
     ['UTF-8 longer than need be',   qq("\xc0\xaf \xe0\x80\xaf"),                    '\xc0\xaf \xe0\x80\xaf'],
     ['UTF-8 of a surrogate',        qq("\xed\xa0\x80"),                             '\xed\xa0\x80'],
     ['UTF-8 beyond Unicode',        qq("\xf4\x90\x80\x80 \xf5\x80\x80\x80 \xf8\x88\x80\x80\x80"), '\xf4\x90\x80\x80 \xf5\x80\x80\x80 \xf8\x88\x80\x80\x80'],

@@ -91,6 +91,7 @@ fake(out => save(@lines));
         'ssh | 1000 B, 10 | 2.9 KiB, 20 | -, - | 4.0 %');
     is(reads(), 1, '... iptables is run once');
     like($view->{paragraphs}[0], qr/added up by a label/, '... in words');
+    unlike("@{ $view->{paragraphs} }", qr/without a rate/, '... and none of what has changed, since nothing can');
     is("@{ $view->{alerts} }", '', '... no complaint');
 }
 rows('a label that other rules have', view('by=host', '?by=host'),

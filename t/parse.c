@@ -598,7 +598,7 @@ static void read_all(enum dialect dialect, size_t nchains, const char *output, s
         char refused[20] = "", refers[40] = "";
         if (r.refused_comments > 0) snprintf(refused, sizeof refused, "!%u", r.refused_comments);
         if (r.refers) snprintf(refers, sizeof refers, "%.*s>%zu", (int)r.from.len, r.from.at, r.referred);
-        if (r.expressible)
+        if (r.expressible || r.direction != DIRECTION_NONE || r.address.text.len + r.protocol.text.len + r.port.text.len > 0)
             snprintf(labels, sizeof labels, "%s %s %s %s ", fields[0], directions[r.direction], fields[1], fields[2]);
         used += (size_t)snprintf(got + used, size - used, "%s%s %llu:%llu %s|%.*s|%.*s|%.*s|%.*s%s%s ",
                                  item == ITEM_POLICY ? "policy" : r.expressible ? "seed" : "rule",
