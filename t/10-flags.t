@@ -30,7 +30,7 @@ runs('IPv4, the table filter, counters', '',                      'iptables-save
 runs('with IPv6',              '-ipv6',                           'iptables-save -c -t filter', 'ip6tables-save -c -t filter');
 runs('a boolean with a value', "-ipv6=$_",                        'iptables-save -c -t filter', 'ip6tables-save -c -t filter') for qw(true TRUE True 1 t T);
 runs('a boolean with a value', "-ipv6=$_",                        'iptables-save -c -t filter') for qw(false FALSE False 0 f F);
-runs('what is not asked for',     '-help=false -h=0 -version=false', 'iptables-save -c -t filter');
+runs('what is not asked for',     '-help=false -h=0 -version=false -ipv4=false -ipv6', 'ip6tables-save -c -t filter');
 runs('IPv6 alone',             '-ipv4=false -ipv6',               'ip6tables-save -c -t filter');
 runs('two dashes',             '--ipv4=0 --ipv6',                 'ip6tables-save -c -t filter');
 runs('the last one counts',    '-ipv6 -ipv6=false',               'iptables-save -c -t filter');
