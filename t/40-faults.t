@@ -374,7 +374,8 @@ for my $out ($legacy, $named) {
 }
 {
     # the fake looks whether anybody else could come in while it reads
-    fake(out => $legacy, run => "flock -sn '$LOCK' true && echo free >>'$DIR/lock-was' || echo held >>'$DIR/lock-was'\ncat \$OUT");
+    my $look = "flock -sn '$LOCK' true && echo free >>'$DIR/lock-was' || echo held >>'$DIR/lock-was'\n";
+    fake(out => $legacy, run => $look . "cat \$OUT");
     spew("$DIR/lock-was", '');
     chmod 0666, "$DIR/lock-was";
     answers(serve(get('/metrics')), 200, 'legacy: the table is read');
@@ -382,8 +383,8 @@ for my $out ($legacy, $named) {
     ok(do { open my $f, '+<', $LOCK or die; flock $f, LOCK_EX | LOCK_NB }, '... which is given up afterwards');
 
     # two reads: another process gets the lock in between, and the second read comes behind it
-    fake(out => $legacy, run => "flock -sn '$LOCK' true && echo free >>'$DIR/lock-was' || echo held >>'$DIR/lock-was'\n"
-        . "[ -e '$DIR/waits' ] && until [ -e '$DIR/got-it' ]; do sleep 0.1; done || { >'$DIR/waits'; setsid flock '$LOCK' touch '$DIR/got-it' >'$DIR/waits' 2>&1 & }\ncat \$OUT");
+    fake(out => $legacy, run => $look
+        . "[ -e '$DIR/waits' ] && until [ -e '$DIR/got-it' ]; do sleep 0.1; done || { >'$DIR/waits'; setsid flock '$LOCK' touch '$DIR/got-it' >/dev/null 2>&1 & }\ncat \$OUT");
     spew("$DIR/lock-was", '');
     answers(serve(get('/status?seconds=1'), flags => [qw(-timeout 60m)]), 200, 'legacy, /status?seconds=1: the lock is not held between the reads');
     is(slurp("$DIR/lock-was"), "held\nheld\n", '... but in both of them');

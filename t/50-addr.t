@@ -119,13 +119,14 @@ SKIP: {
     skip_or_fail('no mount namespace here', 7) unless system('unshare', '-m', 'true') == 0;
     spew("$DIR/hosts", "127.0.0.1 localhost twice.test\n127.0.0.2 twice.test\n127.0.0.1 again twice.test\n127.0.0.2 twice.test\n127.0.0.3 twice.test\n");
     chmod 0644, "$DIR/hosts";
-    my $l = listener(addr => 'twice.test:PORT', wrap => ['unshare', '-m', 'sh', '-c', 'mount --bind "$0" /etc/hosts && exec "$@"', "$DIR/hosts"]);
+    my @with_hosts = ('unshare', '-m', 'sh', '-c', 'mount --bind "$0" /etc/hosts && exec "$@"', "$DIR/hosts");
+    my $l = listener(addr => 'twice.test:PORT', wrap => \@with_hosts);
     answers(ask($l, '/-/healthy', host => $_), 200, "a name twice in /etc/hosts: it listens on $_") for '127.0.0.1', '127.0.0.2', '127.0.0.3';
     ends($l, 'a name twice in /etc/hosts');
 
     # One of its addresses is in use, and the next is not.
     my $taken = IO::Socket::IP->new(LocalHost => '127.0.0.2', LocalPort => 0, Listen => 1, Type => SOCK_STREAM) or die;
-    my $r = run(flags => ['-addr', 'twice.test:' . $taken->sockport], wrap => ['unshare', '-m', 'sh', '-c', 'mount --bind "$0" /etc/hosts && exec "$@"', "$DIR/hosts"]);
+    my $r = run(flags => ['-addr', 'twice.test:' . $taken->sockport], wrap => \@with_hosts);
     like("$r->{exit} $r->{err}", qr/\A1 .*in use/s, 'a name with one address in use exits 1');
 }
 
