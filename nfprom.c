@@ -941,6 +941,7 @@ struct tally {
     unsigned long counted;            /* rules that have counted something */
     unsigned long policies;
     unsigned long idle_policies; /* that have counted nothing */
+    bool has_copy;               /* a rule stands there twice, in the same words */
 };
 
 enum {
@@ -1472,6 +1473,12 @@ static void look_back(struct facts *facts, struct fact *fact, size_t record,
         facts->rewritten[rule->chain] = facts->records.len;
 }
 
+/* Whether a rule is, but for its counters and its comment, the one before with its labels. */
+static bool is_copy(const struct fact *fact, const struct fact *before) {
+    return fact->nth > 1 && same_text(before->rule.match, fact->rule.match) &&
+           same_text(before->rule.target, fact->rule.target);
+}
+
 /* A rule goes to the pair of labels if these express it and it is the first to
  * match that, else to the verbatim pair. */
 static bool keep_rule(struct facts *facts, struct fact *fact) {
@@ -1491,7 +1498,10 @@ static bool keep_rule(struct facts *facts, struct fact *fact) {
     bool expressed = rule->expressible && fact->nth == 1;
     fact->pair = expressed ? PAIR_LABELS : PAIR_VERBATIM;
     *slot = (struct slot){hash, (uint32_t)facts->records.len};
-    tally_rule(&facts->tallies[rule->chain], fact);
+    struct tally *tally = &facts->tallies[rule->chain];
+    tally_rule(tally, fact);
+    if (is_copy(fact, &before))
+        tally->has_copy = true;
     if (rule->tags.len > 0)
         facts->has_tags = true;
     return append_record(facts, fact);
@@ -2842,17 +2852,21 @@ static enum reading read_safely(const struct config *config, struct family *fami
 struct doubts {
     uint64_t empty; /* without a rule */
     uint64_t zero;  /* with rules, of which none has counted, in legacy tables */
+    uint64_t twice; /* with a rule that stands there twice */
 };
 
 static struct doubts find_doubts(const struct config *config,
                                  const struct family *family) {
-    struct doubts doubts = {0, 0};
+    struct doubts doubts = {0, 0, 0};
     for (size_t i = 0; i < config->nchains; i++) {
         const struct tally *tally = &family->facts.tallies[i];
+        uint64_t bit = (uint64_t)1 << i;
         if (count_rules(tally) == 0)
-            doubts.empty |= (uint64_t)1 << i;
+            doubts.empty |= bit;
         else if (family->may_be_zeroed && tally->counted == 0)
-            doubts.zero |= (uint64_t)1 << i;
+            doubts.zero |= bit;
+        if (tally->has_copy)
+            doubts.twice |= bit;
     }
     return doubts;
 }
@@ -2877,49 +2891,50 @@ static void add_doubt(struct family *family) {
 static void tell_changes(struct family *family, int reads) {
     snprintf(
         family->reason, sizeof family->reason,
-        "the ruleset changes while it is read: chains without a rule, or with nothing but "
-        "zeros, in one of %d reads were others in the next",
+        "the ruleset changes while it is read: chains without a rule, with nothing but "
+        "zeros, or with a rule twice, in one of %d reads were others in the next",
         reads);
 }
 
 enum {
-    READS_MAX = 3, /* and one more for zeros */
+    READS_MAX = 3, /* and one more for zeros, or for a rule twice */
     A_MOMENT = 10  /* ms between two of them */
 };
 
 /* Reads until what was read can be believed. iptables was seen to lose all rules of a chain, with
- * status 0, in a race with a change and for lack of memory, and all counters of legacy tables
- * while somebody changed them. So an empty chain is believed when the read before has shown the
- * same, by the other command if it may be run; and one of zeros when two reads before have, since
- * beside a loop of changes two in a row may meet such a moment. The facts are those of the last
- * read. */
+ * status 0, in a race with a change and for lack of memory, all counters of legacy tables while
+ * somebody changed them, and to print rules twice while others were only checked. So an empty
+ * chain is believed when the read before has shown the same, by the other command if it may be
+ * run; and one of zeros, or with a rule twice, when two reads before have, since beside a loop of
+ * changes two in a row may meet such a moment. The facts are those of the last read. */
 static bool read_believed(const struct config *config, struct family *family,
                           usec deadline) {
     static struct ruleset rs;
     enum dialect usual = config->list ? DIALECT_LIST : DIALECT_SAVE;
     enum dialect other = config->list ? DIALECT_SAVE : DIALECT_LIST;
     enum dialect dialect = usual;
-    struct doubts seen = {0, 0}; /* of the read before */
-    uint64_t zero_twice = 0;     /* of the two before */
+    struct doubts seen = {0, 0, 0}; /* of the read before */
+    uint64_t odd_twice = 0;         /* zeros or twice, in the two before */
     int reads = 0;
     int most = READS_MAX;
     while (reads < most) {
         enum reading reading = read_safely(config, family, &rs, dialect, deadline);
         if (reading == READ_WHOLE) {
             struct doubts doubts = find_doubts(config, family);
-            bool is_sure =
-                (doubts.empty & ~seen.empty) == 0 && (doubts.zero & ~zero_twice) == 0;
+            uint64_t odd = doubts.zero | doubts.twice;
+            bool is_sure = (doubts.empty & ~seen.empty) == 0 && (odd & ~odd_twice) == 0;
             /* A list of several chains is of as many moments. It confirms a table, which is then
              * read once more, and is the answer only to who has asked for a list. */
             bool is_answer =
                 dialect == usual || dialect == DIALECT_SAVE || config->nchains == 1;
             if (is_sure && is_answer)
                 return true;
-            if (doubts.zero != 0)
+            if (odd != 0)
                 most = READS_MAX + 1;
-            zero_twice = seen.zero & doubts.zero;
+            bool needs_other = dialect == usual && (doubts.empty | doubts.zero) != 0;
+            dialect = needs_other ? other : usual;
+            odd_twice = (seen.zero | seen.twice) & odd;
             seen = doubts;
-            dialect = dialect == usual ? other : usual;
             tell_changes(family, reads + 1);
         } else if (reading == READ_REFUSED && dialect != usual && !has_limits()) {
             other = dialect = usual; /* which has to confirm itself */

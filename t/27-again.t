@@ -1,7 +1,7 @@
 #!/usr/bin/perl
 
-# What is not believed at the first reading. iptables was seen to lose all rules of a chain with status 0, to print a chain twice,
-# and to show built-in chains that are not there. Here a fake does each of that on demand; t/68 meets them with the real one.
+# What is not believed at the first reading. iptables was seen to lose all rules of a chain with status 0, to print a chain twice or
+# a rule of it, and to show built-in chains that are not there. Here a fake does each of that on demand; t/68 meets them with the real one.
 
 use strict;
 use warnings;
@@ -166,6 +166,23 @@ ends('... and once more',                       { save => [$TWICE, $TWICE, $RULE
 ends('... but not for ever',                    { save => [$TWICE] }, qr/^ipv4: `(?:sudo -n )?iptables-save -c -t filter` gave no counters: the ruleset changed while it was read/m, 'save save save');
 ends('... with -list',                          { list => [$LIST{TWICE}, $LIST{RULE}] }, 7, 'list list', flags => ['-list']);
 ends('what is not understood is no change',     { save => [$RULE =~ s/\[7:70\]/7:70/r, $RULE] }, qr/^ipv4: `.*unexpected line/m, 'save');
+
+# ---- a rule that stands there twice: so iptables-nft-save prints some while others are only checked (t/67)
+
+my ($COPIES, $OTHERS, $WORDS) = map { my @rules = @$_; save({ chains => \@CHAINS }, map {"[7:70] -A prometheus $_"} @rules) }
+    ['-p tcp -j RETURN', '-p tcp -j RETURN'], ['-p tcp -j LOG', '-p tcp -j DROP'], ['-p tcp -j RETURN', '-p tcp -m tcp -j RETURN'];
+my $COPIED = "-N prometheus\n" . "-A prometheus -p tcp -c 7 70 -j RETURN\n" x 2;
+ends('a rule that comes twice is read again',     { save => [$COPIES, $RULE] },                   7,     'save save');
+ends('... and once more',                         { save => [$COPIES, $COPIES, $RULE] },          7,     'save save save');
+ends('... and then believed',                     { save => [$COPIES] },                          '7 7', 'save save save');
+ends('... with -list',                            { list => [$COPIED, $COPIED, $LIST{RULE}] },    7,     'list list list', flags => ['-list']);
+ends('... which believes it, too',                { list => [$COPIED] },                          '7 7', 'list list list', flags => ['-list']);
+ends('two in a row, not the first two',           { save => [$COPIES, $RULE, $COPIES] },          7,     'save save');
+ends('one with another target is another rule',   { save => [$OTHERS] },                          '7 7', 'save');
+ends('... so is one in other words',              { save => [$WORDS] },                           '7 7', 'save');
+ends('a chain without a rule is no answer to it', { save => [$COPIES, $EMPTY], list => [$LIST{EMPTY}] }, 'none', 'save save list');
+my ($AAB, $ABB) = map { my $rules = $_; save({ chains => [':a - [0:0]', ':b - [0:0]'] }, map {"[7:70] -A $_ -p tcp"} split //, $rules) } qw(aab abb);
+ends('in each read in another chain',             { save => [$AAB, $ABB, $AAB, $ABB] },           qr/^ipv4: the ruleset changes while it is read: .* a rule twice/m, 'save save save save', @two);
 
 # ---- a built-in chain that is not there
 

@@ -71,22 +71,23 @@ for (@native) {
 
 # ---- rules that are checked while the chain is read
 
-SKIP: {
-    my $rules = 2500;
+spew("$DIR/checked", join '', map { sprintf "insert rule ip filter prometheus ip saddr 192.0.%d.%d counter return\n", $_ >> 8, $_ & 255 } 1 .. 1000);
+for my $rules (20, 2500) {
     my @chain = map { sprintf '[%d:%d] -A prometheus -s 10.%d.%d.%d/32 -j RETURN', $_, $_, $_ >> 16, $_ >> 8 & 255, $_ & 255 } 1 .. $rules;
     restore(4, 'nft', join "\n", '*filter', ':prometheus - [0:0]', @chain, "COMMIT\n");
-    spew("$DIR/checked", join '', map { sprintf "insert rule ip filter prometheus ip saddr 192.0.%d.%d counter return\n", $_ >> 8, $_ & 255 } 1 .. 1000);
     my $checker = start("$DIR/checks", 'sh', '-c', "while nft -c -f '$DIR/checked'; do :; done");
     my ($met, $read) = ('', 0);
     for ($read = 1; $read <= 3000 && !$met; $read++) {
         my @printed = saved(4, 'nft') =~ /^(\[.*) *$/mg;
-        $met = @printed if @printed != $rules;
+        $met = @printed if $rules < 100 ? @printed > $rules : @printed != $rules;
     }
     stop($checker);
-    is(must(qw(nft -a list chain ip filter prometheus)) =~ tr/\n//, $rules + 4, 'rules that are only checked change nothing');
+    is(must(qw(nft -a list chain ip filter prometheus)) =~ tr/\n//, $rules + 4, "rules that are only checked change nothing ($rules rules)");
     flush_all();
-    skip_or_fail('this kernel shows no other rules while some are checked: README can lose a line', 1) unless $met;
-    isnt($met, $rules, "... but meanwhile iptables-nft-save prints other rules than there are, with status 0 ($met of $rules, in read $read)");
+  SKIP: {
+        skip_or_fail('this kernel shows no other rules while some are checked: README can lose a line', 1) unless $met;
+        isnt($met, $rules, "... but meanwhile iptables-nft-save prints other rules than there are, with status 0 ($met of $rules, in read $read)");
+    }
 }
 
 # ---- built-in chains that nobody has made
