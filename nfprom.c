@@ -4935,7 +4935,6 @@ static void name_client(char to[INET6_ADDRSTRLEN]) {
     const struct sockaddr_in *in = (const struct sockaddr_in *)&peer;
     const struct sockaddr_in6 *in6 = (const struct sockaddr_in6 *)&peer;
     socklen_t size = sizeof peer;
-    to[0] = '\0';
     if (getpeername(STDOUT_FILENO, (struct sockaddr *)&peer, &size) != 0)
         return;
     if (peer.ss_family == AF_INET)
@@ -4946,7 +4945,7 @@ static void name_client(char to[INET6_ADDRSTRLEN]) {
 
 /* An answer was cut, and the log says why. (One that closes early knows.) */
 static void log_slow_client(const struct sink *sink) {
-    char client[INET6_ADDRSTRLEN];
+    char client[INET6_ADDRSTRLEN] = "";
     name_client(client);
     log_line("the client%s%s did not read in time: it got %llu of %llu bytes",
              *client ? " " : "", client, (unsigned long long)sink->sent,

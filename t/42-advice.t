@@ -29,6 +29,7 @@ advises('a kernel without nf_tables', { err => "iptables-save v1.8.9 (nf_tables)
 advises('... in other words', { err => "iptables-save v1.8.9 (nf_tables): Failed to initialize nft: Protocol not supported\n", status => 1 }, qr/; if this kernel has no nf_tables, use -variant legacy$/m);
 advises('... but not if rights are missing', { err => "iptables-save v1.8.9 (nf_tables): Could not fetch rule set generation id: Permission denied (you must be root)\n", status => 4 }, qr/CAP_NET_ADMIN/);
 advises("rights are missing: $_", { err => "iptables-save: $_\n", status => 1 }, qr/CAP_NET_ADMIN/) for 'Permission denied', 'permission denied', 'Operation not permitted', 'you must be root';
+advises('no right to the lock', { err => "Fatal: can't open lock file /run/xtables.lock: Permission denied\n", status => 4 }, qr/; the legacy backend needs CAP_NET_ADMIN, CAP_NET_RAW and, with -list, CAP_DAC_READ_SEARCH for its lock$/m);
 advises('a word like permission', { err => "Could not determine whether revision 1 is supported, assuming it is.\n", status => 3 }, qr/assuming it is\.$/m);
 advises('native rules that iptables cannot say', { err => "Error: unknown payload offset\niptables-save v1.8.9 (nf_tables): Parsing nftables rule failed\n", status => 3 }, qr/; the table holds native nft rules that iptables cannot express/);
 advises('native rules that make iptables refuse the table', { out => "# Table `filter' is incompatible, use 'nft' tool.\n" }, qr/; the table holds native nft rules that iptables cannot express \(README, What it cannot see\)$/m);

@@ -152,12 +152,12 @@ my @MODES = (
     }
 
     # somebody kills a collector before the request is there
-    for my $mode (@MODES) {
-        my ($name, $was_root, $wrap) = @$mode;
-        my ($pid, $client) = connected(@$wrap, $NFPROM);
+    for my $mode (map { my $m = $_; map { [@$m, $_] } 'nft', 'legacy' } @MODES) {
+        my ($name, $was_root, $wrap, $variant) = @$mode;
+        my ($pid, $client) = connected(@$wrap, $NFPROM, '-variant', $variant);
         syswrite $client, "GET /metrics HTTP/1.1\r\n";
         my @killed;
-        ok((patiently { @killed = children($pid) } 600), "$name: a collector waits for the request");
+        ok((patiently { @killed = children($pid) } 600), "$name, $variant: a collector waits for the request");
         kill KILL => @killed;
         ok((patiently { !running(@killed) } 600), '... and is killed');
         syswrite $client, "Host: x\r\n\r\n";
