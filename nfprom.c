@@ -1473,10 +1473,13 @@ static void look_back(struct facts *facts, struct fact *fact, size_t record,
         facts->rewritten[rule->chain] = facts->records.len;
 }
 
-/* Whether a rule is, but for its counters and its comment, the one before with its labels. */
+/* Whether a rule is, but for its counters, the one before with its labels. */
 static bool is_copy(const struct fact *fact, const struct fact *before) {
-    return fact->nth > 1 && same_text(before->rule.match, fact->rule.match) &&
-           same_text(before->rule.target, fact->rule.target);
+    const struct rule *a = &before->rule;
+    const struct rule *b = &fact->rule;
+    bool same_words = same_text(a->comment, b->comment) && same_text(a->tags, b->tags);
+    return fact->nth > 1 && same_words && same_text(a->match, b->match) &&
+           same_text(a->target, b->target);
 }
 
 /* A rule goes to the pair of labels if these express it and it is the first to
@@ -2848,27 +2851,90 @@ static enum reading read_safely(const struct config *config, struct family *fami
 
 /* ---- until it is believed */
 
-/* Chains of which a read may be wrong, a bit for each. */
-struct doubts {
-    uint64_t empty; /* without a rule */
-    uint64_t zero;  /* with rules, of which none has counted, in legacy tables */
-    uint64_t twice; /* with a rule that stands there twice */
+static bool has_no_rule(const struct family *family, const struct tally *tally) {
+    (void)family;
+    return count_rules(tally) == 0;
+}
+
+static bool has_only_zeros(const struct family *family, const struct tally *tally) {
+    return family->may_be_zeroed && count_rules(tally) > 0 && tally->counted == 0;
+}
+
+static bool has_rule_twice(const struct family *family, const struct tally *tally) {
+    (void)family;
+    return tally->has_copy;
+}
+
+/* What iptables was seen to print of chains that were otherwise, with status 0. */
+static const struct doubt {
+    bool (*applies)(const struct family *family, const struct tally *tally);
+    int reads;        /* as many in a row must show the same until it is believed */
+    bool wants_other; /* and by both commands in turn, where both may be run */
+    bool is_likely;   /* to be true: believed where there is no time to read again */
+} doubts[] = {
+    /* In a race with a change, and for lack of memory. */
+    {has_no_rule, 2, true, false},
+    /* In the middle of a change of legacy tables. Beside a loop of changes two reads in a row may
+     * meet such a moment, so there are three. */
+    {has_only_zeros, 3, true, false},
+    /* By nft, while rules of the same chain were only checked. */
+    {has_rule_twice, 3, false, true},
 };
 
-static struct doubts find_doubts(const struct config *config,
-                                 const struct family *family) {
-    struct doubts doubts = {0, 0, 0};
-    for (size_t i = 0; i < config->nchains; i++) {
-        const struct tally *tally = &family->facts.tallies[i];
-        uint64_t bit = (uint64_t)1 << i;
-        if (count_rules(tally) == 0)
-            doubts.empty |= bit;
-        else if (family->may_be_zeroed && tally->counted == 0)
-            doubts.zero |= bit;
-        if (tally->has_copy)
-            doubts.twice |= bit;
+enum {
+    READS_MAX = 3, /* and more if a doubt needs as many: one more than it needs */
+    IN_A_ROW = 3,
+    READS_IN_HAND = 4, /* time for as many is left: else there is none to read again */
+    A_MOMENT = 10      /* ms between two of them */
+};
+
+/* Chains that a doubt applied to, a bit for each: in the last read; in both of the last two; in all
+ * of the last three. */
+struct doubted {
+    uint64_t chains[COUNT(doubts)][IN_A_ROW];
+};
+
+static void note_doubts(struct doubted *doubted, const struct config *config,
+                        const struct family *family) {
+    for (size_t d = 0; d < COUNT(doubts); d++) {
+        uint64_t *chains = doubted->chains[d];
+        uint64_t applies = 0;
+        for (size_t i = 0; i < config->nchains; i++) {
+            if (doubts[d].applies(family, &family->facts.tallies[i]))
+                applies |= (uint64_t)1 << i;
+        }
+        for (int n = IN_A_ROW - 1; n > 0; n--)
+            chains[n] = chains[n - 1] & applies;
+        chains[0] = applies;
     }
-    return doubts;
+}
+
+/* Whether all that is doubted in the last read was shown by as many reads as it takes. */
+static bool is_believed(const struct doubted *doubted, bool has_time) {
+    for (size_t d = 0; d < COUNT(doubts); d++) {
+        const uint64_t *chains = doubted->chains[d];
+        bool matters = has_time || !doubts[d].is_likely;
+        if (matters && chains[doubts[d].reads - 1] != chains[0])
+            return false;
+    }
+    return true;
+}
+
+static bool is_for_other(const struct doubted *doubted) {
+    for (size_t d = 0; d < COUNT(doubts); d++) {
+        if (doubts[d].wants_other && doubted->chains[d][0] != 0)
+            return true;
+    }
+    return false;
+}
+
+static int most_reads(const struct doubted *doubted) {
+    int most = READS_MAX;
+    for (size_t d = 0; d < COUNT(doubts); d++) {
+        if (doubted->chains[d][0] != 0 && most <= doubts[d].reads)
+            most = doubts[d].reads + 1;
+    }
+    return most;
 }
 
 /* Says in front of the reason why that command was run at all, and behind it which limits there
@@ -2896,51 +2962,36 @@ static void tell_changes(struct family *family, int reads) {
         reads);
 }
 
-enum {
-    READS_MAX = 3, /* and one more for zeros, or for a rule twice */
-    A_MOMENT = 10  /* ms between two of them */
-};
-
-/* Reads until what was read can be believed. iptables was seen to lose all rules of a chain, with
- * status 0, in a race with a change and for lack of memory, all counters of legacy tables while
- * somebody changed them, and to print rules twice while others were only checked. So an empty
- * chain is believed when the read before has shown the same, by the other command if it may be
- * run; and one of zeros, or with a rule twice, when two reads before have, since beside a loop of
- * changes two in a row may meet such a moment. The facts are those of the last read. */
+/* Reads until what was read can be believed. The facts are those of the last read. If it fails,
+ * the reason is there. */
 static bool read_believed(const struct config *config, struct family *family,
                           usec deadline) {
     static struct ruleset rs;
     enum dialect usual = config->list ? DIALECT_LIST : DIALECT_SAVE;
     enum dialect other = config->list ? DIALECT_SAVE : DIALECT_LIST;
     enum dialect dialect = usual;
-    struct doubts seen = {0, 0, 0}; /* of the read before */
-    uint64_t odd_twice = 0;         /* zeros or twice, in the two before */
+    struct doubted doubted = {{{0}}};
     int reads = 0;
-    int most = READS_MAX;
-    while (reads < most) {
+    while (reads < most_reads(&doubted)) {
+        usec started = now();
         enum reading reading = read_safely(config, family, &rs, dialect, deadline);
         if (reading == READ_WHOLE) {
-            struct doubts doubts = find_doubts(config, family);
-            uint64_t odd = doubts.zero | doubts.twice;
-            bool is_sure = (doubts.empty & ~seen.empty) == 0 && (odd & ~odd_twice) == 0;
+            bool has_time = now() + READS_IN_HAND * (now() - started) < deadline;
+            note_doubts(&doubted, config, family);
             /* A list of several chains is of as many moments. It confirms a table, which is then
              * read once more, and is the answer only to who has asked for a list. */
             bool is_answer =
                 dialect == usual || dialect == DIALECT_SAVE || config->nchains == 1;
-            if (is_sure && is_answer)
+            if (is_answer && is_believed(&doubted, has_time))
                 return true;
-            if (odd != 0)
-                most = READS_MAX + 1;
-            bool needs_other = dialect == usual && (doubts.empty | doubts.zero) != 0;
-            dialect = needs_other ? other : usual;
-            odd_twice = (seen.zero | seen.twice) & odd;
-            seen = doubts;
+            bool to_other = dialect == usual && is_for_other(&doubted);
+            dialect = to_other ? other : usual;
             tell_changes(family, reads + 1);
         } else if (reading == READ_REFUSED && dialect != usual && !has_limits()) {
             other = dialect = usual; /* which has to confirm itself */
             continue;                /* this was no read */
         } else if (reading != READ_UNSTEADY) {
-            if ((seen.empty | seen.zero) != 0)
+            if (is_for_other(&doubted))
                 add_doubt(family);
             return false;
         }

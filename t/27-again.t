@@ -12,7 +12,7 @@ use NF;
 
 # ---- a fake that says something else each time
 
-# What the commands print, one after the other; the last again and again. Each is a text, or {out, err, status, hang}.
+# What the commands print, one after the other; the last again and again. Each is a text, or {out, err, status, hang, slow => seconds}.
 sub answers_in_turn {
     my (%says) = @_;
     fake(list => 'whatever the chain', run => <<"SHELL");
@@ -20,7 +20,7 @@ kind=save; [ "\$chain" = '' ] || kind=list
 echo >>'$DIR/turn/'\$kind
 n=\$(wc -l <'$DIR/turn/'\$kind); [ \$n -le \$(cat '$DIR/turn/'\$kind.last) ] || n=\$(cat '$DIR/turn/'\$kind.last)
 f='$DIR/turn/'\$kind.\$n
-cat \$f.err >&2; cat \$f.out; [ ! -e \$f.hang ] || sleep 86400
+cat \$f.err >&2; sleep \$(cat \$f.slow); cat \$f.out; [ ! -e \$f.hang ] || sleep 86400
 exit \$(cat \$f.status)
 SHELL
     system 'rm', '-rf', "$DIR/turn";
@@ -33,6 +33,7 @@ SHELL
             my $turn = ref $turns[$n - 1] ? $turns[$n - 1] : { out => $turns[$n - 1] };
             spew("$DIR/turn/$kind.$n.$_", $turn->{$_} // '') for qw(out err);
             spew("$DIR/turn/$kind.$n.status", $turn->{status} // 0);
+            spew("$DIR/turn/$kind.$n.slow", $turn->{slow} // 0);
             spew("$DIR/turn/$kind.$n.hang", '') if $turn->{hang};
         }
     }
@@ -180,6 +181,9 @@ ends('... which believes it, too',                { list => [$COPIED] },        
 ends('two in a row, not the first two',           { save => [$COPIES, $RULE, $COPIES] },          7,     'save save');
 ends('one with another target is another rule',   { save => [$OTHERS] },                          '7 7', 'save');
 ends('... so is one in other words',              { save => [$WORDS] },                           '7 7', 'save');
+ends('... and one with another comment',           { save => [save({ chains => \@CHAINS }, map {"[7:70] -A prometheus -p tcp -m comment --comment $_"} 'a', 'b')] }, '7 7', 'save');
+ends('... or with another label in it',           { save => [save({ chains => \@CHAINS }, map {"[7:70] -A prometheus -p tcp -m comment --comment \"nfprom(a=$_)\""} 'a', 'b')] }, '7 7', 'save');
+ends('where there is no time to read so often, it is believed', { save => [{ out => $COPIES, slow => 3 }] }, '7 7', 'save', flags => [qw(-timeout 14s)]);
 ends('a chain without a rule is no answer to it', { save => [$COPIES, $EMPTY], list => [$LIST{EMPTY}] }, 'none', 'save save list');
 my ($AAB, $ABB) = map { my $rules = $_; save({ chains => [':a - [0:0]', ':b - [0:0]'] }, map {"[7:70] -A $_ -p tcp"} split //, $rules) } qw(aab abb);
 ends('in each read in another chain',             { save => [$AAB, $ABB, $AAB, $ABB] },           qr/^ipv4: the ruleset changes while it is read: .* a rule twice/m, 'save save save save', @two);
@@ -212,6 +216,8 @@ ends('... and then none at all: that is not the same', { save => [$ZERO], list =
 ends('... in two moments of a change',            { save => [$ZERO, $SOME], list => [$LISTED{ZERO}] }, '0 7', 'save list save', @unlocked);
 ends('... in two, and not in the third',          { save => [$ZERO, $ZERO, $SOME], list => [{ status => 4, err => "Fatal: can't open lock file /run/xtables.lock: Permission denied\n" }] }, '0 7', 'save list save save', @unlocked);
 ends('... and has no right to',                   { save => [$ZERO, $SOME], list => [{ status => 4, err => "Fatal: can't open lock file /run/xtables.lock: Permission denied\n" }] }, '0 7', 'save list save', @unlocked);
+ends('... with a rule twice in between: zeros are not confirmed by that', { save => [$ZERO], list => ["-N prometheus\n" . "-A prometheus -p tcp -c 7 70\n" x 2] },
+    qr/^ipv4: the ruleset changes while it is read/m, 'save list save list', @unlocked);
 ends('with a lock, a chain of zeros',             { save => [$ZERO], list => [$LISTED{SOME}] }, '0 7', 'save list');
 ends('... and iptables -S says the same',         { save => [$ZERO], list => [$LISTED{ZERO}] }, '0 0', 'save list save');
 ends('with a lock, a chain with a counter',       { save => [$SOME] }, '0 7', 'save');
