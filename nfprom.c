@@ -1542,7 +1542,7 @@ static void keep_reference(struct references *references, const struct rule *rul
 
 /* Keeps what the reader has found. False: there is no memory, or no room for so much. */
 static bool keep(struct facts *facts, enum item item, const struct rule *rule) {
-    if (rule->refers)
+    if (rule->refers && facts->references.known)
         keep_reference(&facts->references, rule);
     if (item == ITEM_JUMP)
         return true;

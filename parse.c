@@ -92,7 +92,8 @@ static bool find_path(struct text target, struct request *req) {
         if (at == authority || *authority == ':')
             return false; /* an empty host (RFC 9110 section 4.2) */
     } else if (*at != '/') {
-        return text_is(target, "*") || text_is(req->method, "CONNECT");
+        bool asks_server = text_is(target, "*") && text_is(req->method, "OPTIONS");
+        return asks_server || text_is(req->method, "CONNECT");
     }
     const char *query = memchr(at, '?', (size_t)(end - at));
     req->path = between(at, query ? query : end);

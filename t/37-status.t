@@ -297,6 +297,8 @@ for (
     is(join('|', grep {/jump/} @{ page('how packets come to each of two chains', flags => [qw(-chain a -chain b)])->{paragraphs} }),
         join('|', map {"The chain $_, which may count a packet as often."} 'b of IPv4 jumps 3 times to the chain a', 'x of IPv4 jumps 3 times to the chain b'),
         '... is said for each of them');
+    fake(out => save({ chains => [':INPUT ACCEPT [1:1]', ':prometheus - [0:0]'] }, ('[1:2] -A INPUT -j prometheus') x 2), list => "-N prometheus\n");
+    is(join('|', grep {/jump/} @{ page('how packets come to a chain of a list', flags => ['-list'])->{paragraphs} }), '', '... which does not tell it, though a table was read to confirm it');
     fake();
     fake6(out => save());
     like(join("\n", @{ page('an empty chain beside another', flags => ['-ipv6'])->{paragraphs} }), qr/^There is no rule in the chain prometheus of IPv6\.$/m, '... is named');

@@ -35,6 +35,7 @@ static const struct {
     {"... but with a port", "GET http://:80/metrics HTTP/1.1\r\nHost: h\r\n\r\n", "400"},
     {"absolute-form without a path but with a query", "GET http://h?x/y HTTP/1.1\r\nHost: h\r\n\r\n", "200 GET / -1"},
     {"asterisk-form", "OPTIONS * HTTP/1.0\r\n\r\n", "200 OPTIONS  -1"},
+    {"... of a method that has none", "GET * HTTP/1.0\r\n\r\n", "400"},
     {"authority-form", "CONNECT a:1 HTTP/1.0\r\n\r\n", "200 CONNECT  -1"},
     {"HTTP/1.9 is HTTP/1", "GET / HTTP/1.9\r\nHost:\r\n\r\n", "200 GET / -1"},
     {"a timeout in milliseconds", "GET / HTTP/1.0\r\nx-prometheus-scrape-timeout-seconds:\t10.25 \r\n\r\n", "200 GET / 10250"},
