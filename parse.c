@@ -217,7 +217,7 @@ static enum precision precision_of(struct text name, const struct media_type *ty
 }
 
 /* Takes one media range of Accept, as in `text/plain;version=0.0.4;q=0.5`, into the
- * preference for a type. Other parameters (charset, escaping) say nothing that parts the
+ * preference for a type. Other parameters (charset, escaping) do not tell apart the
  * types that can be sent. */
 static void weigh(struct text range, const struct media_type *type,
                   struct preference *preference) {
@@ -374,7 +374,7 @@ static int read_header_lines(struct request *req, const char *buf, size_t len) {
             return 400;
         req->header_lines++;
     }
-    /* (And so may the last header line have its CR.) */
+    /* (What is there of the blank line may be its CR, which is no byte of a header.) */
     return len - req->part_start > HEADERS_MAX + 1 ? 431 : 0;
 }
 
@@ -474,17 +474,16 @@ static bool is_reserved(struct text name, struct reserved reserved) {
     return false;
 }
 
-/* Adds a tag, as it was cut, with its blanks. `end` is where the last one ends. */
-static enum tag_error add_tag(struct tag tag, const char *end, struct reserved reserved,
+/* Adds the tag that is written so, perhaps with blanks around both of its parts. */
+static enum tag_error add_tag(struct text written, struct reserved reserved,
                               struct tags *tags) {
-    if (end_of(tag.name) == end)
+    const char *equals = memchr(written.at, '=', written.len);
+    if (!equals)
         return TAG_NO_EQUALS;
-    tag = (struct tag){trim(tag.name), trim(tag.value)};
-    if (!is_tag_name(tag.name)) {
-        /* (The "=" may be that of the next one.) */
-        bool has_end = memchr(tag.name.at, ';', tag.name.len);
-        return has_end ? TAG_NO_EQUALS : TAG_BAD_NAME;
-    }
+    struct tag tag = {trim(between(written.at, equals)),
+                      trim(between(equals + 1, end_of(written)))};
+    if (!is_tag_name(tag.name))
+        return TAG_BAD_NAME;
     if (is_reserved(tag.name, reserved))
         return TAG_RESERVED;
     for (size_t i = 0; i < tags->count; i++) {
@@ -504,18 +503,17 @@ enum tag_error read_tags(struct text comment, struct reserved reserved,
                          struct tags *tags) {
     if (!begins_with_text(comment, tags_start))
         return TAGS_NONE;
-    const char *end = end_of(comment) - 1;
+    const char *end = end_of(comment) - 1; /* the ")" */
     if (*end != ')')
         return TAGS_NO_END;
     size_t before = tags->count;
     struct text rest = between(comment.at + tags_start.len, end);
-    struct tag tag;
+    struct text written;
     enum tag_error error;
     do {
-        tag.name = cut_at(&rest, '=');
-        tag.value = cut_at(&rest, ';');
-        error = add_tag(tag, end, reserved, tags);
-    } while (error == TAGS_GOOD && end_of(tag.value) < end);
+        written = cut_at(&rest, ';');
+        error = add_tag(written, reserved, tags);
+    } while (error == TAGS_GOOD && end_of(written) < end);
     if (error != TAGS_GOOD)
         tags->count = before;
     return error;
@@ -653,8 +651,8 @@ struct words {
     /* The option of the table that was read last: the next word is its value. NULL: the next
      * word may be an option. */
     const struct option *option;
-    bool in_comment_match; /* `-m comment` was just read: only there is --comment an
-                              option */
+    /* `-m comment` was just read. The next word may be --comment, which is an option only there. */
+    bool in_comment_match;
 };
 
 enum word {
@@ -731,7 +729,7 @@ enum counters {
     COUNTERS_NONE,
     COUNTERS_GOOD,
     COUNTERS_TOO_LARGE,
-    COUNTERS_LATER
+    COUNTERS_LATER /* a rule of a list: they stand behind its match */
 };
 
 /* A number at *p, which is moved behind it. COUNTERS_TOO_LARGE: 2^64 or more. */
@@ -821,10 +819,10 @@ static enum line_end find_rule_end(const char *words, const char *end,
     return kind == WORD_LINE_END ? LINE_WHOLE : LINE_INCOMPLETE;
 }
 
-/* Cuts the first line of what is unread, without its newline. If it has no end, *line is all
- * there is. */
-static enum line_end cut_rule_line(struct text unread, enum dialect dialect,
-                                   struct text *line) {
+/* Cuts the first line of what is unread, without its newline. A rule may have newlines in its
+ * quotes. If the line has no end, *line is all there is. */
+static enum line_end cut_line(struct text unread, enum dialect dialect,
+                              struct text *line) {
     const char *end = end_of(unread);
     const char *newline = memchr(unread.at, '\n', unread.len);
     struct text first_line = between(unread.at, newline ? newline : end);
@@ -852,8 +850,8 @@ static enum line_end cut_rule_line(struct text unread, enum dialect dialect,
 /* What a match does. What is not in the table may do anything to the packet: `-m socket
  * --restore-skmark` sets its mark, `-m cluster` its type. */
 enum effect {
-    LOADS, /* nothing: what is matched is said by its own options, or by -p alone. (`-m socket`,
-               IPv6's `-m ah` and others are conditions even without an option) */
+    LOADS, /* nothing: `-m NAME` alone is no condition, only its options are. (`-m socket`, IPv6's
+               `-m ah` and others are conditions even without an option) */
     LOOKS, /* looks at the packet, its marks, and what was set up before it came: as long as
                nobody rewrites it, the answer is the same each time */
     TURNS /* counts, draws lots, looks at the clock or at the connection */
@@ -889,9 +887,9 @@ static const struct match_module *find_module(struct text name) {
     return NULL;
 }
 
-/* Targets that leave the packet as it is. Behind those that end the traversal it does not
- * come to the next rule of the chain. What is not listed lets it go on, perhaps as another one
- * (MARK, CT, SYNPROXY, ...), and so may a chain of the user, from which it may return. */
+/* Targets behind which no rule of the chain sees a changed packet: they end the traversal, or let
+ * the packet go on as it is. What is not listed lets it go on, perhaps as another one (MARK, CT,
+ * SYNPROXY, ...), and so may a chain of the user, from which it may return. */
 static const struct known_target {
     struct text name;
     bool ends;
@@ -920,8 +918,10 @@ struct rule_reader {
     const struct ruleset *rs;
     struct words words;
     struct rule *rule;
-    char *comment; /* where the next comment goes */
-    char *aside; /* behind it, the comments that gave tags, up to the end of the memory */
+    /* The memory for comments: those to be shown from its start on, then what is free, then
+     * those that gave tags, up to its end. */
+    char *shown_end;
+    char *tagged_start;
     struct tags *tags;
     char *start, *end; /* what is kept of the match, then of the target */
     bool negated;      /* a `!` stands before the next option */
@@ -1015,15 +1015,15 @@ static char *unquote(char *to, struct text word) {
  * none, and is back in its place. */
 static bool take_tags(struct rule_reader *r, char *comment, size_t len) {
     struct rule *rule = r->rule;
-    char *aside = r->aside - len;
-    memmove(aside, comment, len);
+    char *moved = r->tagged_start - len;
+    memmove(moved, comment, len);
     enum tag_error error =
-        read_tags(between(aside, r->aside), r->rs->wanted.reserved, r->tags);
+        read_tags(between(moved, r->tagged_start), r->rs->wanted.reserved, r->tags);
     if (error == TAGS_GOOD) {
-        r->aside = aside;
+        r->tagged_start = moved;
         return true;
     }
-    memmove(comment, aside, len);
+    memmove(comment, moved, len);
     if (rule->refused_comments == 0)
         rule->tag_error = error;
     rule->refused_comments++;
@@ -1033,7 +1033,7 @@ static bool take_tags(struct rule_reader *r, char *comment, size_t len) {
 /* Takes the tags of a comment or, if it gives none, appends it to those before it. */
 static void take_comment(struct rule_reader *r, struct text word) {
     struct rule *rule = r->rule;
-    char *at = r->comment;
+    char *at = r->shown_end;
     if (rule->has_comment) {
         *at++ = ';';
         *at++ = ' ';
@@ -1042,7 +1042,7 @@ static void take_comment(struct rule_reader *r, struct text word) {
     if (begins_with_text(between(at, end), tags_start) &&
         take_tags(r, at, (size_t)(end - at)))
         return;
-    r->comment = end;
+    r->shown_end = end;
     rule->has_comment = true;
     rule->comment = between(r->rs->memory.comment, end);
 }
@@ -1067,19 +1067,25 @@ static bool take_counters(struct words *w, struct rule *rule, enum counters *cou
     return true;
 }
 
+/* Whether a chain of the user has the name of this known target. */
+static bool is_shadowed(const struct ruleset *rs, size_t known) {
+    return (rs->shadowed >> known) & 1;
+}
+
 /* What becomes of the packet behind the target. -g leads to a user's chain, from which it does
  * not come back to this one. */
 static void judge_target(struct rule_reader *r, struct text jump, struct text name) {
     size_t known = find_target(name);
-    bool is_chain = known == COUNT(known_targets) || r->rs->shadowed >> known & 1;
+    bool is_chain = known == COUNT(known_targets) || is_shadowed(r->rs, known);
     r->rule->terminal = text_is(jump, "-g") || (!is_chain && known_targets[known].ends);
     if (!r->rule->terminal && is_chain)
         r->rule->rewrites = true;
 }
 
 /* From -j or -g to the end of the line. The target's own options match nothing. In a list the
- * counters stand before the target. If there are counters among its options too, one of both
- * is a part of a name, and nobody can tell which: the rule is refused. */
+ * counters stand before the target. If there are counters among its options too, as in
+ * `-c 5 60 -j SET --add-set x -c 1 2 src`, one of both is a part of a name, and nobody can tell
+ * which: the rule is refused. */
 static void read_target(struct rule_reader *r, struct text jump) {
     struct text word;
     struct text name = nothing;
@@ -1111,13 +1117,15 @@ static void read_match(struct rule_reader *r, struct text word) {
         take_comment(r, value);
         return;
     }
-    if (option && r->words.in_comment_match)
+    bool is_comment_module = r->words.in_comment_match; /* the value was "comment" */
+    if (option && is_comment_module)
         return; /* `-m comment` is no condition */
     word = keep_word(r, word);
     bool bang = text_is(word, "!");
     if (option)
         value = keep_word(r, value);
-    if (!bang && !(option && take_option(r, option, value)))
+    bool is_said = bang || (option && take_option(r, option, value));
+    if (!is_said)
         r->says_all = false;
     r->negated = bang;
 }
@@ -1145,8 +1153,8 @@ static enum counters parse_rule(const struct ruleset *rs, char *start, const cha
         .rs = rs,
         .words = {.at = start, .end = end},
         .rule = rule,
-        .comment = rs->memory.comment,
-        .aside = rs->memory.comment + rs->memory.line_max,
+        .shown_end = rs->memory.comment,
+        .tagged_start = rs->memory.comment + rs->memory.line_max,
         .tags = &tags,
         .start = start,
         .end = start,
@@ -1172,8 +1180,9 @@ static enum counters parse_rule(const struct ruleset *rs, char *start, const cha
     if (!has_target)
         rule->match = between(r.start, r.end);
     judge(&r);
+    /* In the gap that their comments left: they are shorter than those. */
     if (tags.count > 0)
-        rule->tags = write_tags(r.end, &tags); /* in the gap that their comments left */
+        rule->tags = write_tags(r.end, &tags);
     return r.counters;
 }
 
@@ -1501,7 +1510,7 @@ enum item ruleset_next(struct ruleset *rs, struct rule *rule) {
     while (rs->start < rs->end) {
         struct text unread = {rs->memory.lines + rs->start, rs->end - rs->start};
         struct text line;
-        enum line_end line_end = cut_rule_line(unread, rs->wanted.dialect, &line);
+        enum line_end line_end = cut_line(unread, rs->wanted.dialect, &line);
         bool may_grow = !rs->ended && line.len < rs->memory.line_max;
         if (line_end == LINE_INCOMPLETE && may_grow)
             return ITEM_MORE;

@@ -114,7 +114,7 @@ int request_parse(struct request *req, const char *buf, size_t len);
  * there is none. */
 bool find_parameter(struct text query, const char *name, char *to, struct text *value);
 
-/* A number of whole seconds, of one digit: 1 to 9, or 0 if it is none. */
+/* One digit: 0 to 9. 0 also for anything else. */
 int parse_seconds(struct text value);
 
 /* ---- tags: what a comment calls its rule ------------------------------------------ */
@@ -241,9 +241,10 @@ struct value {
 struct rule {
     size_t chain; /* index into the chains asked for */
     uint64_t packets, bytes;
-    struct text from; /* ITEM_RULE, ITEM_JUMP: the name of the chain that the rule is in */
-    bool refers;      /* in a table: the rule jumps or goes to a wanted chain */
-    size_t referred;  /* ... to this one; of ITEM_JUMP nothing else is set */
+    struct text
+        from;        /* ITEM_RULE, ITEM_JUMP: the name of the chain that the rule is in */
+    bool refers;     /* in a table: the rule jumps or goes to a wanted chain */
+    size_t referred; /* ... to this one. Of ITEM_JUMP only these three are set */
     struct text policy; /* ITEM_POLICY: its name; nothing below is set then */
     struct text
         match; /* as printed, comments cut out, blanks squeezed; empty: matches all */
@@ -253,6 +254,7 @@ struct rule {
     struct text tags;    /* NAME=VALUE;NAME=VALUE, sorted by the bytes of the names */
     unsigned refused_comments; /* begin with "nfprom(", and are among the comments */
     enum tag_error tag_error;  /* of the first of them, TAGS_GOOD without one */
+    /* These three tell whether a packet can come to a later rule that matches the same. */
     bool terminal;    /* the target ends the traversal of this chain for the packet */
     bool rewrites;    /* a rule behind it may see another packet, or other marks on it */
     bool stable;      /* a packet that is not rewritten matches each time, or never */
@@ -286,13 +288,14 @@ struct ruleset {
     char error[256];     /* after ITEM_ERROR: one line, may quote bytes of the output */
     char remark[160];    /* the last other comment line before the table */
     /* the rest is the reader's own */
-    enum place {
+    enum place {      /* (a bit each, so that some can be named together) */
         OUTSIDE = 1,  /* of every table */
         INSIDE = 2,   /* the wanted table; in a list always */
         ELSEWHERE = 4 /* another table */
     } place;
     bool found[CHAINS_MAX];
-    unsigned shadowed; /* a bit for each known target that is a user's chain here */
+    unsigned
+        shadowed; /* by known_targets of parse.c, a bit each: a user's chain has its name */
     size_t start, end; /* of the unread bytes in memory.lines */
 };
 
