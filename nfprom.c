@@ -81,8 +81,8 @@ enum {
 
     /* time */
     SENDING_DIVISOR = 16,     /* the last 1/16 of the time is for sending */
-    COLLECTOR_GRACE = SECOND, /* what a collector lives longer than nfprom waits, and what
-                                 nfprom waits for its end */
+    COLLECTOR_GRACE = SECOND, /* what a collector lives longer than nfprom waits for it */
+    REAPING_TIME = SECOND,    /* what nfprom waits for its end */
     ALARM_INTERVAL = 20 * MS,
     FAMILY_DIVISOR = 4,       /* a family leaves 1/4 of the time to each that follows */
     SCRAPE_MARGIN_MS = 500,   /* of the scraper's timeout, kept for its own work */
@@ -90,8 +90,8 @@ enum {
     DRAIN_TIME = 2 * SECOND,
     SECONDS_MAX = 5,             /* between the two reads of a page with rates */
     READS_TIME_MIN = SECOND / 2, /* which both of them get together, at least */
-    QUICK_PIECES = 128,          /* of a request, each read as soon as it is there */
-    NAPS_DIVISOR = 1024,         /* for others, so many naps fit into the whole time */
+    QUICK_PIECES = 128,          /* of a request, each read as soon as it is there: see */
+    NAPS_DIVISOR = 1024, /* let_pieces_gather(); so many naps fit into the whole time */
 
     /* bytes */
     OUTPUT_MAX = 1 << 30,    /* of iptables-save; a million rules are a tenth of it */
@@ -259,7 +259,7 @@ static void write_hex(char to[VISIBLE_MAX], char byte) {
 static bool is_special(char byte) {
 #define BIT(c) (1u << ((c)&31))
     static const uint32_t bits[256 / 32] = {
-        /* of byte c: bit c % 32 of word c / 32 */
+        /* of byte c: bit c % 32 of word c / 32, which is for 32 bytes */
         ~0u, /* control characters */
         BIT('"') | BIT('&') | BIT('<') | BIT('>'),
         BIT('\\'),
@@ -921,7 +921,8 @@ struct fact {
     uint64_t nth;  /* 1: the first rule with this match; 2, 3, ...: a duplicate of it */
     bool harmless; /* no character of its texts means anything in any format */
     bool unreachable; /* no packet comes to it: a rule before has ended the traversal */
-    bool closes; /* what it matches comes to no rule behind it, unless it is rewritten */
+    bool closes; /* no later rule sees a packet that it matches, unless a rule between
+                    rewrites it */
     struct rule rule;
 };
 
@@ -987,9 +988,10 @@ struct facts {
     size_t counts[PAIRS];
     bool has_tags; /* a rule has some */
     struct tally tallies[CHAINS_MAX];
-    struct references references; /* of the last table */
+    struct references references; /* of the last table; a list leaves them as they are */
     bool closed[CHAINS_MAX];      /* by a rule that ends the traversal for all packets */
-    size_t rewritten[CHAINS_MAX]; /* the record of the last rule that may have done it */
+    size_t rewritten
+        [CHAINS_MAX]; /* offset of the last rule that may rewrite packets, or FREE */
 };
 
 /* A record begins with its size, of four bytes. Behind it are numbers, each in as many bytes
@@ -1548,8 +1550,8 @@ static bool keep(struct facts *facts, enum item item, const struct rule *rule) {
         return true;
     struct fact fact = {.nth = 1, .rule = *rule};
     bool match_is_harmless = is_harmless(rule->match);
-    /* (What stands in the match must be what was printed: the name \xe9 and the byte 0xe9 are
-     * shown the same.) */
+    /* (Matches are compared as they are shown. Those of two rules with the name \xe9 and with the
+     * byte 0xe9 are shown the same, so such a rule closes nothing.) */
     fact.closes = rule->terminal && rule->stable && match_is_harmless;
     fact.harmless = match_is_harmless && is_harmless(rule->target);
     if (!is_harmless(rule->comment) || !is_harmless(rule->policy))
@@ -1580,7 +1582,11 @@ struct capabilities {
     } words[2]; /* of 32 capabilities each */
 };
 
-static struct capability_head { uint32_t version, pid; } this_process(void) {
+struct capability_head {
+    uint32_t version, pid;
+};
+
+static struct capability_head this_process(void) {
     return (struct capability_head){CAPABILITY_VERSION_3, 0};
 }
 
@@ -1656,7 +1662,7 @@ static void put_command(struct sink *sink, const struct config *config,
 /* What the collector does about it while a command runs. */
 enum lock_use {
     LOCK_UNUSED,
-    LOCK_IN_LINE, /* the command takes it itself; only one nfprom at a time lets it wait */
+    LOCK_QUEUED, /* the command takes it itself; only one nfprom at a time lets it wait */
     LOCK_IF_FREE,
     LOCK_WAITED_FOR
 };
@@ -1668,18 +1674,19 @@ enum lock_state {
 };
 
 /* The lock that changers of the legacy tables hold. So that many nfproms do not starve them,
- * only one at a time tries to get it: the others stand in line at the lock of their own
- * program's file. */
+ * only one at a time tries to get it: the others queue for another lock, that of the file
+ * of their own program. */
 struct lock {
-    int fd;       /* -1: not opened */
-    int line;     /* the same */
-    bool may_try; /* it is the first in the line, or there is none, or the wait is over */
+    int fd;    /* -1: not opened */
+    int queue; /* the same */
+    bool
+        may_try; /* it is the first of the queue, or there is none, or the wait is over */
     bool held;
 };
 
 enum {
     NAP_FIRST = 1, /* ms between two tries */
-    NAP_IN_LINE = 4
+    NAP_IN_QUEUE = 4
 };
 
 static const char *lock_file(void) {
@@ -1687,26 +1694,26 @@ static const char *lock_file(void) {
     return file && *file ? file : "/run/xtables.lock";
 }
 
-static void stand_in_line(struct lock *lock) {
-    lock->line = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
-    lock->may_try = lock->line < 0;
+static void join_queue(struct lock *lock) {
+    lock->queue = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
+    lock->may_try = lock->queue < 0;
 }
 
-static void try_line(struct lock *lock) {
+static void try_queue(struct lock *lock) {
     if (lock->may_try)
         return;
-    bool is_taken = flock(lock->line, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+    bool is_taken = flock(lock->queue, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
     lock->may_try = !is_taken; /* (some file systems know no such lock) */
 }
 
 /* A quarter of the time at most: anybody may hold up what stands at a file that anybody may
  * open. */
-static void wait_in_line(struct lock *lock, usec deadline) {
+static void wait_in_queue(struct lock *lock, usec deadline) {
     usec until = now() + (deadline - now()) / 4;
-    try_line(lock);
+    try_queue(lock);
     while (!lock->may_try && now() < until) {
-        poll(NULL, 0, NAP_IN_LINE);
-        try_line(lock);
+        poll(NULL, 0, NAP_IN_QUEUE);
+        try_queue(lock);
     }
     lock->may_try = true;
 }
@@ -1715,12 +1722,12 @@ static void open_lock(struct lock *lock) {
     lock->fd =
         open(lock_file(), O_RDONLY | O_CREAT | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0600);
     if (lock->fd >= 0)
-        stand_in_line(lock);
+        join_queue(lock);
 }
 
 /* A file system that knows no such lock is as good as a lock that cannot be opened. */
 static void try_lock(struct lock *lock) {
-    try_line(lock);
+    try_queue(lock);
     if (!lock->may_try)
         return;
     lock->held = flock(lock->fd, LOCK_EX | LOCK_NB) == 0;
@@ -1730,9 +1737,9 @@ static void try_lock(struct lock *lock) {
     lock->fd = -1;
 }
 
-/* (flock(2) knows no timeout. Who waits too long is ended from outside.) */
+/* (flock(2) knows no timeout. The collector's own alarm ends this: set_timer() in collect().) */
 static void wait_for_lock(struct lock *lock, usec deadline) {
-    wait_in_line(lock, deadline);
+    wait_in_queue(lock, deadline);
     try_lock(lock);
     while (!lock->held && lock->fd >= 0) {
         poll(NULL, 0, NAP_FIRST);
@@ -1741,10 +1748,10 @@ static void wait_for_lock(struct lock *lock, usec deadline) {
 }
 
 static struct lock take_lock(enum lock_use use, usec deadline) {
-    struct lock lock = {.fd = -1, .line = -1};
-    if (use == LOCK_IN_LINE) {
-        stand_in_line(&lock);
-        wait_in_line(&lock, deadline);
+    struct lock lock = {.fd = -1, .queue = -1};
+    if (use == LOCK_QUEUED) {
+        join_queue(&lock);
+        wait_in_queue(&lock, deadline);
     }
     if (use == LOCK_IF_FREE || use == LOCK_WAITED_FOR)
         open_lock(&lock);
@@ -1764,8 +1771,8 @@ static enum lock_state state_of(const struct lock *lock) {
 static void release_lock(const struct lock *lock) {
     if (lock->fd >= 0)
         close(lock->fd);
-    if (lock->line >= 0)
-        close(lock->line);
+    if (lock->queue >= 0)
+        close(lock->queue);
 }
 
 /* ---- the collector: it has the right, and reads nothing ---------------------------- */
@@ -2052,7 +2059,7 @@ static void interrupt(int signal) {
 static void end_collectors(struct collector *collectors) {
     struct sigaction action = {.sa_handler =
                                    interrupt}; /* (signal(3) would restart waitpid) */
-    usec until = now() + COLLECTOR_GRACE;
+    usec until = now() + REAPING_TIME;
     dismiss_collectors(collectors);
     sigaction(SIGALRM, &action, NULL);
     set_timer(until);
@@ -2080,7 +2087,9 @@ static bool become_nobody(void) {
     bool may = is_effective(&sets, CAP_SETUID);
     (void)!setgroups(0, NULL);
     (void)!setresgid(NOBODY, NOBODY, NOBODY);
-    return setresuid(NOBODY, NOBODY, NOBODY) == 0 || !may || errno == EINVAL;
+    bool has_become = setresuid(NOBODY, NOBODY, NOBODY) == 0;
+    bool is_excused = !may || errno == EINVAL;
+    return has_become || is_excused;
 }
 
 static bool has_capabilities(void) {
@@ -2156,7 +2165,8 @@ static bool take_ends(struct run *run, struct msghdr *message) {
     return true;
 }
 
-/* Waits until the command is started. False: it is not, for run->error if there was time. */
+/* Waits until the command is started. False: it is not; run->timed_out, or else run->error, says
+ * why. */
 static bool await_start(struct run *run, usec deadline) {
     union {
         struct cmsghdr head;
@@ -2351,8 +2361,7 @@ static bool lacks_chain(const struct failure *failure) {
            says(failure, "is incompatible");
 }
 
-/* Whether iptables shows a built-in chain as it shows one that the kernel has not got: without
- * a rule, and the policy has counted nothing. */
+/* The chain that is missing has the name of a built-in one, in letters of either case. */
 static bool lacks_builtin_chain(const struct failure *failure) {
     static const char *const names[] = {"INPUT", "FORWARD", "OUTPUT", "PREROUTING",
                                         "POSTROUTING"};
@@ -2365,6 +2374,8 @@ static bool lacks_builtin_chain(const struct failure *failure) {
     return is_builtin && lacks_chain(failure);
 }
 
+/* Whether iptables shows a built-in chain as it shows one that the kernel has not got: without
+ * a rule, and the policy has counted nothing. */
 static bool shows_nothing(const struct failure *failure) {
     for (size_t i = 0; i < failure->config->nchains; i++) {
         const struct tally *tally = &failure->facts->tallies[i];
@@ -2429,7 +2440,7 @@ static bool comes_near_limit(const struct failure *failure) {
     };
     rlim_t peak = (rlim_t)failure->run->end.peak * 1024;
     if (failure->run->end.peak <= failure->run->end.own + SLACK)
-        return false; /* it was nfprom's own */
+        return false; /* the peak is that of the fork of nfprom, before it became the command */
     for (size_t i = 0; i < COUNT(memory_limits); i++) {
         rlim_t limit = limit_of(&memory_limits[i]);
         if (limit != RLIM_INFINITY && peak > limit / memory_limits[i].safe_share)
@@ -2698,12 +2709,12 @@ enum reading {
 static enum reading judge_run(const struct failure *failure, struct run *run,
                               bool whole) {
     if (!whole || run->end.status != 0) {
-        bool may_go_on = run->collector->channel >= 0;
+        bool collector_lives = run->collector->channel >= 0;
         if (run->timed_out)
             return READ_FAILED;
         if (failure->rs->changed)
             return READ_UNSTEADY;
-        return may_go_on && is_refused(failure) ? READ_REFUSED : READ_FAILED;
+        return collector_lives && is_refused(failure) ? READ_REFUSED : READ_FAILED;
     }
     if (comes_near_limit(failure)) {
         snprintf(
@@ -2811,8 +2822,8 @@ static bool may_be_legacy(const struct config *config, const struct family *fami
  * well. */
 static enum reading read_list(const struct config *config, struct family *family,
                               struct ruleset *rs, usec deadline) {
-    enum lock_use lock = may_be_legacy(config, family) ? LOCK_IN_LINE : LOCK_UNUSED;
-    family->may_be_zeroed = lock == LOCK_IN_LINE;
+    enum lock_use lock = may_be_legacy(config, family) ? LOCK_QUEUED : LOCK_UNUSED;
+    family->may_be_zeroed = lock == LOCK_QUEUED;
     return run_once(config, family, rs, DIALECT_LIST, lock, deadline);
 }
 
@@ -3876,7 +3887,8 @@ static void put_share_cell(struct sink *sink, const struct row *row) {
 #define BREAK_ANYWHERE "overflow-wrap:anywhere"
 
 /* The columns of the table, from the left. The first is the head of its row. The totals have
- * those of numbers, and a head over the others. A name is a class of the page, too. */
+ * those of numbers, and a head over the others. A name is a class of the page, too. A new one comes
+ * in front of the share, and changes the style, whose hash is in page_policy. */
 static const struct column {
     const char *name, *heading;
     const char *head_style, *cell_style;
@@ -4200,7 +4212,7 @@ struct rule_group {
     struct text value;
     size_t record; /* of the first of its rules */
     unsigned long rules, unreachable;
-    unsigned long sides[DIRECTION_OUT + 1]; /* rules of each direction */
+    unsigned long rules_of[DIRECTION_OUT + 1]; /* each direction */
     struct total directions[DIRECTION_OUT + 1];
     struct sum bytes; /* of all of them */
 };
@@ -4350,7 +4362,7 @@ static struct rule_group group_of(struct sink *values, const struct page *page,
     struct total total = {{0, rule->packets}, {0, rule->bytes}};
     group.goes_on = goes_on(fact, &family->facts.tallies[rule->chain]);
     group.unreachable = fact->unreachable ? 1 : 0;
-    group.sides[rule->direction] = 1;
+    group.rules_of[rule->direction] = 1;
     group.directions[rule->direction] = total;
     if (!page->grouping.label || fact->pair == PAIR_POLICY)
         return group;
@@ -4437,7 +4449,7 @@ static void add_group(struct rule_group *group, const struct rule_group *more) {
     group->rules += more->rules;
     group->unreachable += more->unreachable;
     for (enum direction d = DIRECTION_NONE; d <= DIRECTION_OUT; d++) {
-        group->sides[d] += more->sides[d];
+        group->rules_of[d] += more->rules_of[d];
         add_sum(&group->directions[d].packets, &more->directions[d].packets);
         add_sum(&group->directions[d].bytes, &more->directions[d].bytes);
     }
@@ -4552,7 +4564,8 @@ static bool fell(const struct sighting *first, const struct sighting *second) {
            after.rule.bytes < before.rule.bytes;
 }
 
-/* Puts what a rule has counted between the reads into its row. */
+/* Takes what a rule had counted at the first read from its row, which has what it had at the
+ * second. */
 static void subtract(const struct sighting *first, const struct sighting *second) {
     struct fact before, after;
     read_record(first->facts, first->record, &before);
@@ -4564,34 +4577,34 @@ static void subtract(const struct sighting *first, const struct sighting *second
 
 /* Whether one rule can be told from the other: there are as many as before, and none has less,
  * which might be another one. */
-static bool can_be_told(const struct sighting *sightings, size_t first, size_t second) {
-    if (first != second)
+static bool can_be_told(const struct sighting *sightings, size_t nfirst, size_t nsecond) {
+    if (nfirst != nsecond)
         return false;
-    for (size_t i = 0; i < first; i++) {
-        if (fell(&sightings[i], &sightings[first + i]))
+    for (size_t i = 0; i < nfirst; i++) {
+        if (fell(&sightings[i], &sightings[nfirst + i]))
             return false;
     }
     return true;
 }
 
-/* Rules that are printed the same: `first` of them in the first read, and in the second read
+/* Rules that are printed the same: `nfirst` of them in the first read, and in the second read
  * those behind them. */
 static void compare_reads(struct group_table *table, const struct sighting *sightings,
-                          size_t first, size_t count) {
-    size_t second = count - first;
-    if (can_be_told(sightings, first, second)) {
-        for (size_t i = 0; i < first; i++)
-            subtract(&sightings[i], &sightings[first + i]);
+                          size_t nfirst, size_t count) {
+    size_t nsecond = count - nfirst;
+    if (can_be_told(sightings, nfirst, nsecond)) {
+        for (size_t i = 0; i < nfirst; i++)
+            subtract(&sightings[i], &sightings[nfirst + i]);
         return;
     }
     enum change_kind kind = CHANGE_UNCLEAR;
-    if (first == 0)
+    if (nfirst == 0)
         kind = CHANGE_CAME;
-    else if (second == 0)
+    else if (nsecond == 0)
         kind = CHANGE_WENT;
     else if (count == 2)
         kind = CHANGE_SET_BACK;
-    for (size_t i = second == 0 ? 0 : first; i < count; i++)
+    for (size_t i = nsecond == 0 ? 0 : nfirst; i < count; i++)
         note_change(table, &sightings[i], kind);
 }
 
@@ -4716,7 +4729,7 @@ static void put_side(struct sink *sink, const struct side *side,
     const struct total *total = &group->directions[side->direction];
     struct row row = {.packets = total->packets, .bytes = total->bytes, .over = over};
     put_format(sink, "<td class=%s>", side->name);
-    if (group->sides[side->direction] > 0) {
+    if (group->rules_of[side->direction] > 0) {
         side->put(sink, &row);
     } else {
         put_string(sink, NONE_SIGN);
@@ -5587,7 +5600,7 @@ struct server {
     const struct config *config;
     struct pollfd listeners[LISTENERS_MAX];
     size_t nlisteners;
-    sigset_t mask; /* of signals, as it was */
+    sigset_t mask; /* while it waits: no signal is blocked */
     struct children children;
 };
 
