@@ -5200,6 +5200,7 @@ static void put_times(struct sink *sink, const struct report *report) {
 
 /* Why there is no exposition. */
 static void put_reasons(struct sink *sink, const void *of) {
+    static char visible[VISIBLE_MAX * REASON_MAX]; /* iptables may say any bytes */
     const struct report *report = of;
     for (size_t i = 0; i < FAMILIES; i++) {
         const char *name = failure_name(report, i);
@@ -5207,7 +5208,8 @@ static void put_reasons(struct sink *sink, const void *of) {
             continue;
         put_string(sink, name);
         put_string(sink, ": ");
-        put_string(sink, report->families[i].reason);
+        const char *reason = report->families[i].reason;
+        put_text(sink, make_visible(visible, (struct text){reason, strlen(reason)}));
         put_string(sink, "\n");
     }
     put_times(sink, report);

@@ -58,6 +58,7 @@ advises('a chain that is one',         { out => $none }, qr/no chain a;(?!.*once
 
 # What was said is whole lines, the last of them, however many there were.
 advises('many words', { err => join('', map {"line $_ of the words\n"} 1 .. 500), status => 3 }, qr/it said: (?:line \d+ of the words\n)+line 500 of the words$/);
+advises('bytes that are no UTF-8', { err => "caf\xe9 \xc3\xa9\n", status => 3 }, qr/it said: caf\\xe9 \xc3\xa9$/m);
 advises('one line without end', { err => 'x' x 5000, status => 3 }, qr/it said: x{900,1000}$/m);
 
 # ---- of both families at once
