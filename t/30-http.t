@@ -8,6 +8,7 @@ use warnings;
 use FindBin;
 use lib "$FindBin::Bin/lib";
 use Fcntl qw(:flock);
+use POSIX ();
 use Test::More;
 use Time::HiRes qw(sleep time);
 use NF;
@@ -267,6 +268,31 @@ answers(serve(get('/metrics'), unix => 1), 200, 'a local socket as connection do
     my $r = run(input => get('/-/healthy'));
     like($r->{out}, qr{\AHTTP/1\.1 200 .*\r\n\r\n.}s, 'two pipes as connection do as well');
     is($r->{exit}, 0, '... and are left with status 0');
+
+    # who reads the answer sees its end while nfprom still takes what comes from the client
+    my ($runs, $answer) = (0, '');
+    for my $try (1 .. 20) {    # (of a slow machine: for two seconds it does)
+        pipe my $in,  my $request or die "pipe: $!";
+        pipe my $out, my $to      or die "pipe: $!";
+        my $pid = spawn(in => $in, out => $to);
+        close $_ for $in, $to;
+        syswrite $request, get('/-/healthy');
+        $answer = do { local $/; <$out> };
+        $runs = waitpid($pid, POSIX::WNOHANG()) == 0;
+        close $request;
+        reap($pid) if $runs;
+        last if $runs;
+    }
+    like($answer, qr{\AHTTP/1\.1 200 }, 'a pipe as connection, the other one is open');
+    ok($runs, '... the answer has its end all the same');
+
+    # who does not read
+    fake(out => save(map {"[1:$_] -A prometheus -d 10.0." . ($_ >> 8) . '.' . ($_ & 255) . '/32 -p tcp -j RETURN'} 1 .. 2000));
+    pipe my $unread, my $to or die "pipe: $!";
+    $r = run(input => get('/metrics'), out => $to, flags => [qw(-timeout 2s)]);
+    is($r->{exit}, 0, 'who does not read from a pipe is not waited for beyond the deadline');
+    like($r->{err}, qr/\Anfprom: the client did not read in time: it got \d+ of \d+ bytes\n\z/, '... which the log says');
+    fake();
 }
 
 # ---- the lock of the legacy tables, which nft does not have

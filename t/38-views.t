@@ -283,6 +283,16 @@ is(counted(view('all that a counter holds', '?seconds=1&by=port')), join("\n",
     '22 | 2e+19 B, 2e+19 | 2e+19 B, 2e+19 | -, - | 50.0 %', '80 | 2e+19 B, 2e+19 | -, - | -, - | 25.0 %', '<no port> [goes on] | -, - | -, - | 2e+19 B, 2e+19 | -',
     '<no port> | -, - | -, - | 2e+19 B, 2e+19 | 25.0 %'), '... is shown');
 
+# Whatever the time between the reads, one of these is a little less than 1000 Mbit a second.
+{
+    my @bytes = map { int 125e6 * 1.0008**$_ } 0 .. 2500;
+    two_reads(map { my $n = $_; [map { my $i = $_; "[$n:" . $n * $bytes[$i] . '] -A prometheus -d 10.0.' . ($i >> 8) . '.' . ($i & 255) . '/32 -p tcp -j RETURN' } 0 .. $#bytes] } 0, 1);
+    my @rates = map { /\| ([\d.]+ [kMG])bit/ } @{ view('rates of all sizes', '?seconds=1')->{tables}[0]{rows} };
+    is(scalar @rates, scalar @bytes, '... each is shown');
+    is(join(' ', grep { !/\A[1-9]\d{0,2}\.\d [kMG]\z/ } @rates), '', '... as a number from 1.0 to 999.9');
+    ok(scalar grep({/\A999\.\d M/} @rates), '... up to the last before the next unit');
+}
+
 # What came, went, was set back, or cannot be told apart.
 sub rule { my ($packets, $bytes, $rule) = @_; return "[$packets:$bytes] -A prometheus $rule -j RETURN" }
 for (
