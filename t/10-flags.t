@@ -88,6 +88,7 @@ for (
     ['namespace',                '-namespace', ''],
     ['namespace',                '-namespace', "caf\xc3\xa9"],
     ['namespace',                '-namespace', 'a:b'],
+    ['namespace',                '-namespace', 'x' x 401],
     ['namespace',                '-namespace', "a\nb"],
     ['addr',                     '-addr', ''],
     ['addr',                     '-addr', '127.0.0.1'],

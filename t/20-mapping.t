@@ -631,6 +631,10 @@ for my $name ('x', 'prometheu') {
     ok(scalar(series(\@series, "my_fw_$_")), "... my_fw_$_ is there")
         for qw(packets_total bytes_total rule_info rule_packets_total rule_bytes_total build_info scrape_success
                scrape_duration_seconds rules nonterminal_rules label_errors chain_references);
+    for my $namespace ('x', 'x' x 400) {
+        ($error, @series) = parse_metrics(print_mode('-namespace', $namespace)->{out});
+        is(join('', $error, grep { !/\A${namespace}_[a-z]/ } map { $_->{name} } @series), '', 'a namespace of ' . length($namespace) . ' letters');
+    }
 }
 # ---- which rules lead to a chain
 

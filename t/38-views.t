@@ -287,10 +287,18 @@ is(counted(view('all that a counter holds', '?seconds=1&by=port')), join("\n",
 {
     my @bytes = map { int 125e6 * 1.0008**$_ } 0 .. 2500;
     two_reads(map { my $n = $_; [map { my $i = $_; "[$n:" . $n * $bytes[$i] . '] -A prometheus -d 10.0.' . ($i >> 8) . '.' . ($i & 255) . '/32 -p tcp -j RETURN' } 0 .. $#bytes] } 0, 1);
-    my @rates = map { /\| ([\d.]+ [kMG])bit/ } @{ view('rates of all sizes', '?seconds=1')->{tables}[0]{rows} };
+    my $view  = view('rates of all sizes', '?seconds=1');
+    my @rates = map { /\| ([\d.]+ [kMG])bit/ } @{ $view->{tables}[0]{rows} };
     is(scalar @rates, scalar @bytes, '... each is shown');
     is(join(' ', grep { !/\A[1-9]\d{0,2}\.\d [kMG]\z/ } @rates), '', '... as a number from 1.0 to 999.9');
-    ok(scalar grep({/\A999\.\d M/} @rates), '... up to the last before the next unit');
+    my ($last) = grep { $rates[$_] =~ /\A999\.\d M/ } 0 .. $#rates;
+    ok($last, '... up to the last before the next unit');
+
+    # (The time is cut to ms, and the rate is rounded.)
+    my ($apart) = map {/were (\S+) s apart/} @{ $view->{paragraphs} };
+    my $over = $last ? 8e-6 * $bytes[$#bytes - $last] / ($rates[$last] =~ /(\S+)/)[0] : 0;
+    cmp_ok($over, '>', $apart - 0.0002, '... over the time that is told');
+    cmp_ok($over, '<', $apart + 0.0012, '... to the millisecond');
 }
 
 # What came, went, was set back, or cannot be told apart.
@@ -300,6 +308,8 @@ for (
     ['a rule went',          ['1 1 -p tcp', '5 9 -i <b>'],                 ['2 2 -p tcp'],              ['was not there in the second read: -i <b> -j RETURN'], ['-p tcp']],
     ['fewer bytes',          ['1 1 -p tcp', '5 9 -p udp'],                 ['2 2 -p tcp', '6 8 -p udp'], ['was set back between the two reads: -p udp -j RETURN'], ['-p tcp']],
     ['fewer packets',        ['1 1 -p tcp', '5 9 -p udp'],                 ['2 2 -p tcp', '4 10 -p udp'], ['was set back between the two reads: -p udp -j RETURN'], ['-p tcp']],
+    ['some went, some came', [map {"1 1 -p tcp -d 10.0.0.$_"} 1 .. 4], [map {"1 1 -p udp -d 10.0.0.$_"} 1 .. 4],
+        [(map {"was not there in the first read: -p udp -d 10.0.0.$_ -j RETURN"} 1 .. 4), map {"was not there in the second read: -p tcp -d 10.0.0.$_ -j RETURN"} 1 .. 4], []],
     ['another order',        ['1 1 -p tcp', '5 9 -p udp'],                 ['6 11 -p udp', '2 2 -p tcp'], [], ['-p udp', '-p tcp']],
     ['another comment',      ['1 1 -p tcp ' . comment('a'), '5 9 -p udp'], ['2 2 -p tcp ' . comment('b'), '6 11 -p udp'],
         ['was not there in the first read: b-p tcp -j RETURN', 'was not there in the second read: a-p tcp -j RETURN'], ['-p udp']],

@@ -169,6 +169,8 @@ SKIP: {
     fake(out => filter_table('-d 192.0.2.1/32 -p tcp -m tcp --dport 22 -j RETURN', '-j RETURN') =~
         s{(?=COMMIT)}{join '', map {"[1:1] -A INPUT -s 10.0.$_.0/24 -j ACCEPT\n"} 1 .. 200}er);
     sweep('-f memory N ENOMEM', '200|503');
+    fake(out => filter_table(qq(-d 192.0.2.1/32 -p tcp -m comment --comment "caf\xe9" -m tcp --dport 22 -j RETURN), '-j RETURN'));
+    sweep('memory N ENOMEM', '200|503');    # also for a text that is shown in other bytes
     fake(out => $many);
     my ($n, $got, @bad) = (0, '');
     do {
@@ -323,6 +325,8 @@ SKIP: {
             $end = $c{in} || $c{out} ? "1\\|none\\|$line" : '0\|all\|';
             like(brief($r), qr/\A$end\z/, "$where, HTTP without: $closed");
         }
+        my $r = run(flags => [], @how, input => get('/-/healthy'), out => 'closed');
+        like("$r->{exit} $r->{err}", qr/\A1 nfprom: [^\n]+\n\z/, "$where, HTTP without: out, where iptables is not run");
         none_left("$where: and no process is left");
     }
 

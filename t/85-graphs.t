@@ -375,7 +375,7 @@ my %ANSWERS = (
         }],
     'goes out' => [['direction'], sub { map_values { 8 * $_ } sums('bytes', 1, 'direction') },
         sub { my ($is) = @_; is_near(sum0(values %$is), 8 * sum0(map { $_->[1] } @{ $rate{bytes} }), 'in and out make the whole') }],
-    'share of it' => [['port'], sub { my $all = sum0(map { $_->[1] } @{ $rate{bytes} }); map_values { $_ / $all } sums('bytes', 1, 'port') },
+    'What share has' => [['port'], sub { my $all = sum0(map { $_->[1] } @{ $rate{bytes} }); map_values { $_ / $all } sums('bytes', 1, 'port') },
         sub {
             my ($is) = @_;
             is_near(sum0(values %$is), 1, 'the shares make 1');
