@@ -311,6 +311,9 @@ for (
     my $r = serve(get('/metrics'), flags => ['-timeout', $status == 200 ? '60m' : '1s']);
     answers($r, $status, "$status while somebody holds the lock, from $program", $status == 503 ? (body => qr/\Q$LOCK\E/) : ());
 }
+unlink $LOCK;
+answers(serve(get('/metrics')), 200, 'where there is no such file it is made');
+is(sprintf('%04o', (stat $LOCK)[2] & 07777), '0600', '... as iptables would make it');
 fake();
 
 # ---- the date

@@ -172,15 +172,17 @@ SKIP: {
     fake(out => filter_table(qq(-d 192.0.2.1/32 -p tcp -m comment --comment "caf\xe9" -m tcp --dport 22 -j RETURN), '-j RETURN'));
     sweep('memory N ENOMEM', '200|503');    # also for a text that is shown in other bytes
     fake(out => $many);
-    my ($n, $got, @bad) = (0, '');
+    my ($n, $got, @bad, @kept) = (0, '');
     do {
         unlink "$DIR/faults";
         my $r = serve(get('/metrics'), fault('memory ' . ++$n . '+ ENOMEM'));
+        push @kept, $r->{body} =~ /after (\d+) rules/;
         my $rules = () = $r->{body} =~ /^nfprom_bytes_total/mg;
         $got = "$r->{status} $r->{exit} $rules";
         push @bad, "$n: $got" if $got !~ /\A(?:200 0 3000|503 1 0)\z/ || $got =~ /^503/ && "$r->{body}|$r->{stderr}" !~ $MEMORY;
     } while faults() && $n < 200 && @bad < 3;
     is("@bad $got", ' 200 0 3000', "3,000 rules, and memory ends at the Nth call: all or `memory`, $n calls");
+    ok(scalar grep({ $_ > 0 && $_ < 3000 } @kept), "... and where in the chain it was: @kept");
     fake(out => $GOOD);
 
     sweep('read N EINTR', 200);
