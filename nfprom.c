@@ -3053,7 +3053,7 @@ static const char *failure_name(const struct report *report, size_t i) {
         return NULL;
     if (!fail_alike(report))
         return family_kinds[i].label.at;
-    return i == IPV4 ? "ipv4, ipv6" : NULL;
+    return i == IPV4 ? "ipv4, ipv6 (the same with ip6tables)" : NULL;
 }
 
 static void log_failures(const struct report *report) {

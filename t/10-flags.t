@@ -138,6 +138,7 @@ for (
         body => qr/$same/s, stderr => qr/\A[^\n]*(?:$named)/);
     is(join(',', commands()), '', "... $what: iptables-save is not run");
 }
+isnt(run(flags => ['-print', '-timeout', '10ms'])->{exit}, 2, 'the shortest time is 10 ms (which may be too short)');
 {
     my $r = serve(get('/metrics'), flags => ['-nonsense'], stderr_on_socket => 1);
     answers($r, 500, 'wrong flags with standard error on the socket: one answer, whole', body => qr/nonsense/);

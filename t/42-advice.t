@@ -67,7 +67,7 @@ advises('one line without end', { err => 'x' x 5000, status => 3 }, qr/it said: 
     fake(err => "no table of iptables here\n", status => 3);
     fake6(err => "no table of ip6tables here\n", status => 3);
     my $r = serve(get('/metrics'), flags => ['-ipv6']);
-    answers($r, 503, 'both families fail for one reason: it is told once', body => qr/\Aipv4, ipv6: `[^\n]*no table of iptables here[^\n]*\n\z/, stderr => qr/\Anfprom: ipv4, ipv6: [^\n]*\n\z/);
+    answers($r, 503, 'both families fail for one reason: it is told once', body => qr/\Aipv4, ipv6 \(the same with ip6tables\): `[^\n]*no table of iptables here[^\n]*\n\z/, stderr => qr/\Anfprom: ipv4, ipv6 \(the same with ip6tables\): [^\n]*\n\z/);
     fake6(err => "no table of ip6tables, either\n", status => 3);
     answers(serve(get('/metrics'), flags => ['-ipv6']), 503, '... two reasons are two lines', body => qr/\Aipv4: [^\n]*\nipv6: [^\n]*\n\z/, stderr => qr/\Anfprom: ipv4: [^\n]*\nnfprom: ipv6: [^\n]*\n\z/);
     fake6(err => "no table of iptables here, and more\n", status => 3);
