@@ -195,7 +195,8 @@ SKIP: {
     is(with_fault('read 1 ECONNRESET', 'nothing')->{exit}, 0, '... and this is');
     # the first is the word for the collector, the others are the answer
     with_fault('send 1 EINTR', 200);
-    with_fault("send 1 $_", 503, qr/cannot start a process: /) for 'EPIPE', 'ENOBUFS', 'short';
+    with_fault("send 1 $_->[0]", 503, qr/cannot start a process: $_->[1]/i)
+        for ['EPIPE', 'the collector has been killed'], ['ECONNRESET', 'the collector has been killed'], ['ENOBUFS', 'no buffer space'], ['short', ''];
     with_fault('capabilities 1 EPERM', 200, undef, what => 'since root loses them with the user');
     for my $fault ('user 1 EPERM', 'prctl 1+ EPERM') {
         my $r = with_fault($fault, 'nothing');
