@@ -918,8 +918,10 @@ static const struct reserved reserved_labels = {reserved_names, COUNT(reserved_n
 /* A rule or a policy as it is kept. */
 struct fact {
     enum pair pair;
-    uint64_t nth;  /* 1: the first rule with this match; 2, 3, ...: a duplicate of it */
-    bool harmless; /* no character of its texts means anything in any format */
+    uint64_t nth; /* 1: the first rule with this match; 2, 3, ...: a duplicate of it */
+    size_t
+        previous; /* of a duplicate: the record of the last rule with this match; or FREE */
+    bool harmless;    /* no character of its texts means anything in any format */
     bool unreachable; /* no packet comes to it: a rule before has ended the traversal */
     bool closes; /* no later rule sees a packet that it matches, unless a rule between
                     rewrites it */
@@ -999,6 +1001,7 @@ struct facts {
  * texts, each behind its length:
  *
  *   pair, chain, bits, packets, bytes, nth
+ *   of a duplicate: previous
  *   of a policy:  its name
  *   of a rule:    match, comment; place and length of its target among the targets
  *     tagged:      tags, and the error of a comment that is refused
@@ -1143,6 +1146,8 @@ static bool append_record(struct facts *facts, const struct fact *fact) {
     to = write_number(to, rule->packets);
     to = write_number(to, rule->bytes);
     to = write_number(to, fact->nth);
+    if (fact->nth > 1)
+        to = write_number(to, fact->previous);
     if (fact->pair == PAIR_POLICY) {
         to = write_text(to, rule->policy);
     } else {
@@ -1180,6 +1185,7 @@ static void read_record(const struct facts *facts, size_t offset, struct fact *f
     rule->packets = read_number(&at);
     rule->bytes = read_number(&at);
     fact->nth = read_number(&at);
+    fact->previous = fact->nth > 1 ? read_number(&at) : FREE;
     if (fact->pair == PAIR_POLICY) {
         rule->policy = read_text(&at);
         return;
@@ -1475,13 +1481,25 @@ static void look_back(struct facts *facts, struct fact *fact, size_t record,
         facts->rewritten[rule->chain] = facts->records.len;
 }
 
-/* Whether a rule is, but for its counters, the one before with its labels. */
-static bool is_copy(const struct fact *fact, const struct fact *before) {
-    const struct rule *a = &before->rule;
-    const struct rule *b = &fact->rule;
-    bool same_words = same_text(a->comment, b->comment) && same_text(a->tags, b->tags);
-    return fact->nth > 1 && same_words && same_text(a->match, b->match) &&
-           same_text(a->target, b->target);
+/* Whether two rules are one but for their counters. */
+static bool same_rule(const struct rule *a, const struct rule *b) {
+    bool same_words = same_text(a->match, b->match) && same_text(a->target, b->target);
+    return same_words && same_text(a->comment, b->comment) && same_text(a->tags, b->tags);
+}
+
+/* Whether one of the last rules with its labels is the same rule. (A few of them: such a rule for
+ * the log, one for a mark, one for the end of the traversal.) */
+static bool is_copy(const struct facts *facts, const struct fact *fact) {
+    enum {
+        LOOKED_AT_MAX = 8
+    };
+    struct fact other = {.previous = fact->previous};
+    for (int i = 0; i < LOOKED_AT_MAX && other.previous != FREE; i++) {
+        read_record(facts, other.previous, &other);
+        if (same_rule(&other.rule, &fact->rule))
+            return true;
+    }
+    return false;
 }
 
 /* A rule goes to the pair of labels if these express it and it is the first to
@@ -1498,6 +1516,7 @@ static bool keep_rule(struct facts *facts, struct fact *fact) {
     } else {
         read_record(facts, slot->record, &before);
         fact->nth = before.nth + 1;
+        fact->previous = slot->record;
     }
     look_back(facts, fact, slot->record, &before);
     bool expressed = rule->expressible && fact->nth == 1;
@@ -1505,7 +1524,7 @@ static bool keep_rule(struct facts *facts, struct fact *fact) {
     *slot = (struct slot){hash, (uint32_t)facts->records.len};
     struct tally *tally = &facts->tallies[rule->chain];
     tally_rule(tally, fact);
-    if (is_copy(fact, &before))
+    if (!tally->has_copy && is_copy(facts, fact))
         tally->has_copy = true;
     if (rule->tags.len > 0)
         facts->has_tags = true;

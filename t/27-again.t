@@ -178,6 +178,8 @@ ends('... and once more',                         { save => [$COPIES, $COPIES, $
 ends('... and then believed',                     { save => [$COPIES] },                          '7 7', 'save save save');
 ends('... with -list',                            { list => [$COPIED, $COPIED, $LIST{RULE}] },    7,     'list list list', flags => ['-list']);
 ends('... which believes it, too',                { list => [$COPIED] },                          '7 7', 'list list list', flags => ['-list']);
+ends('two rules with one match, printed twice',   { save => [save({ chains => \@CHAINS }, map {"[7:70] -A prometheus -p tcp -j $_"} qw(LOG RETURN) x 2), $OTHERS] }, '7 7', 'save save');
+ends('... eight of them',                         { save => [save({ chains => \@CHAINS }, map {"[7:70] -A prometheus -p tcp -j MARK --set-xmark $_"} (1 .. 8) x 2), $OTHERS] }, '7 7', 'save save');
 ends('two in a row, not the first two',           { save => [$COPIES, $RULE, $COPIES] },          7,     'save save');
 ends('one with another target is another rule',   { save => [$OTHERS] },                          '7 7', 'save');
 ends('... so is one in other words',              { save => [$WORDS] },                           '7 7', 'save');
