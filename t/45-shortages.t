@@ -95,6 +95,8 @@ sub outcome {
     if ($r->{status} == 200) {
         my ($error, @series) = parse_metrics($r->{body});
         my $got = join ', ', map {"$_->{name} $_->{value}"} grep { $_->{name} =~ /_total\z/ } @series;
+        my @others = map { $_->{labels}{rule} // 'none' } series(\@series, 'nfprom_rule_packets_total');
+        $error ||= "rules @others" if "@others" ne '-j RETURN';
         return $error || $got ne $NUMBERS || value(\@series, 'nfprom_scrape_success') ne '1' ? "numbers: $error $got"
             : $r->{exit} eq '0' && $r->{stderr} eq '' ? 200 : "log: $said";
     }
