@@ -940,11 +940,11 @@ struct tally {
     unsigned long kinds[TALLY_KINDS]; /* of rules */
     unsigned long nonterminal;        /* exported rules that let the packet go on */
     unsigned long unreachable;        /* rules of any kind */
-    unsigned long refused_comments;   /* that begin like one with tags */
-    unsigned long counted;            /* rules that have counted something */
+    unsigned long copies; /* rules that stand there already, in the same words */
+    unsigned long refused_comments; /* that begin like one with tags */
+    unsigned long counted;          /* rules that have counted something */
     unsigned long policies;
     unsigned long idle_policies; /* that have counted nothing */
-    bool has_copy;               /* a rule stands there twice, in the same words */
 };
 
 enum {
@@ -1524,8 +1524,8 @@ static bool keep_rule(struct facts *facts, struct fact *fact) {
     *slot = (struct slot){hash, (uint32_t)facts->records.len};
     struct tally *tally = &facts->tallies[rule->chain];
     tally_rule(tally, fact);
-    if (!tally->has_copy && is_copy(facts, fact))
-        tally->has_copy = true;
+    if (is_copy(facts, fact))
+        tally->copies++;
     if (rule->tags.len > 0)
         facts->has_tags = true;
     return append_record(facts, fact);
@@ -2881,60 +2881,73 @@ static enum reading read_safely(const struct config *config, struct family *fami
 
 /* ---- until it is believed */
 
-static bool has_no_rule(const struct family *family, const struct tally *tally) {
+static unsigned long has_no_rule(const struct family *family, const struct tally *tally) {
     (void)family;
     return count_rules(tally) == 0;
 }
 
-static bool has_only_zeros(const struct family *family, const struct tally *tally) {
+static unsigned long has_only_zeros(const struct family *family,
+                                    const struct tally *tally) {
     return family->may_be_zeroed && count_rules(tally) > 0 && tally->counted == 0;
 }
 
-static bool has_rule_twice(const struct family *family, const struct tally *tally) {
+static unsigned long count_copies(const struct family *family,
+                                  const struct tally *tally) {
     (void)family;
-    return tally->has_copy;
+    return tally->copies;
 }
 
 /* What iptables was seen to print of chains that were otherwise, with status 0. */
 static const struct doubt {
-    bool (*applies)(const struct family *family, const struct tally *tally);
-    int reads;        /* as many in a row must show the same until it is believed */
+    /* How much there is to doubt; 0: nothing. */
+    unsigned long (*measure)(const struct family *family, const struct tally *tally);
+    int reads;        /* as many in a row must show as much until it is believed */
+    int most;         /* of at most so many */
     bool wants_other; /* and by both commands in turn, where both may be run */
     bool is_likely;   /* to be true: believed where there is no time to read again */
 } doubts[] = {
     /* In a race with a change, and for lack of memory. */
-    {has_no_rule, 2, true, false},
+    {has_no_rule, 2, 3, true, false},
     /* In the middle of a change of legacy tables. Beside a loop of changes two reads in a row may
      * meet such a moment, so there are three. */
-    {has_only_zeros, 3, true, false},
+    {has_only_zeros, 3, 4, true, false},
     /* By nft, while rules of the same chain were only checked. */
-    {has_rule_twice, 3, false, true},
+    {count_copies, 3, 6, false, true},
 };
 
 enum {
-    READS_MAX = 3, /* and more if a doubt needs as many: one more than it needs */
+    READS_MAX = 3, /* and more if a doubt needs them */
     IN_A_ROW = 3,
     READS_IN_HAND = 4, /* time for as many is left: else there is none to read again */
     A_MOMENT = 10      /* ms between two of them */
 };
 
-/* Chains that a doubt applied to, a bit for each: in the last read; in both of the last two; in all
- * of the last three. */
+/* What was doubted of each chain. */
 struct doubted {
+    unsigned long measures[COUNT(doubts)][CHAINS_MAX]; /* in the last read */
+    /* A bit for each chain: in the last read; as much in both of the last two; as much in all of the
+     * last three. */
     uint64_t chains[COUNT(doubts)][IN_A_ROW];
 };
 
 static void note_doubts(struct doubted *doubted, const struct config *config,
                         const struct family *family) {
     for (size_t d = 0; d < COUNT(doubts); d++) {
+        unsigned long *measures = doubted->measures[d];
         uint64_t *chains = doubted->chains[d];
         uint64_t applies = 0;
+        uint64_t as_before = 0;
         for (size_t i = 0; i < config->nchains; i++) {
-            if (doubts[d].applies(family, &family->facts.tallies[i]))
-                applies |= (uint64_t)1 << i;
+            uint64_t bit = (uint64_t)1 << i;
+            unsigned long measure = doubts[d].measure(family, &family->facts.tallies[i]);
+            if (measure > 0)
+                applies |= bit;
+            if (measure == measures[i])
+                as_before |= bit;
+            measures[i] = measure;
         }
         for (int n = IN_A_ROW - 1; n > 0; n--)
-            chains[n] = chains[n - 1] & applies;
+            chains[n] = chains[n - 1] & applies & as_before;
         chains[0] = applies;
     }
 }
@@ -2961,8 +2974,8 @@ static bool is_for_other(const struct doubted *doubted) {
 static int most_reads(const struct doubted *doubted) {
     int most = READS_MAX;
     for (size_t d = 0; d < COUNT(doubts); d++) {
-        if (doubted->chains[d][0] != 0 && most <= doubts[d].reads)
-            most = doubts[d].reads + 1;
+        if (doubted->chains[d][0] != 0 && most < doubts[d].most)
+            most = doubts[d].most;
     }
     return most;
 }
@@ -3000,7 +3013,7 @@ static bool read_believed(const struct config *config, struct family *family,
     enum dialect usual = config->list ? DIALECT_LIST : DIALECT_SAVE;
     enum dialect other = config->list ? DIALECT_SAVE : DIALECT_LIST;
     enum dialect dialect = usual;
-    struct doubted doubted = {{{0}}};
+    struct doubted doubted = {.chains = {{0}}};
     int reads = 0;
     while (reads < most_reads(&doubted)) {
         usec started = now();

@@ -208,6 +208,10 @@ for (
     }
 }
 
+# Who asks for one read may have all of the time for it.
+fake(out => save(@lines), sleep => 5);
+view('one read takes more than half of the time', '', flags => [qw(-timeout 9s)]);
+
 # ---- the links
 
 fake(out => save(@lines));
