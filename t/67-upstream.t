@@ -47,6 +47,24 @@ sub shown {
     flush_all();
 }
 
+# ---- an iptables that lacks one of its own files
+
+{
+    my ($libraries) = grep {-e "$_/libxt_udp.so"} map { ("$_/xtables") } glob('/usr/lib/*-linux-gnu*'), '/usr/lib';
+    must('cp', '-r', $libraries, "$DIR/libraries");
+    unlink "$DIR/libraries/libxt_udp.so";
+    ipt(4, 'nft', qw(-N prometheus));
+    ipt(4, 'nft', qw(-A prometheus -p udp --dport 53 -j RETURN));
+    local $ENV{XTABLES_LIBDIR} = "$DIR/libraries";
+    for my $way ([], ['-list']) {
+        my ($exit, $text, $said) = run('', $NFPROM, qw(-print -variant nft), @$way);
+        if ($from_1_8_11) { is($exit, 1, "a rule of a library that is not there is refused (@$way)") }
+        else              { like("$exit $text", qr/\A0 .*^nfprom_packets_total\{[^}]*l3proto="udp",port=""\} 0$/ms, "a rule of a library that is not there is printed without what it knows (@$way)") }
+    }
+    delete $ENV{XTABLES_LIBDIR};
+    flush_all();
+}
+
 # ---- native rules
 
 # From 1.8.11 on one of them is refused, with a status: then nfprom fails, and says so.
