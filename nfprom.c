@@ -2888,7 +2888,9 @@ static unsigned long has_no_rule(const struct family *family, const struct tally
 
 static unsigned long has_only_zeros(const struct family *family,
                                     const struct tally *tally) {
-    return family->may_be_zeroed && count_rules(tally) > 0 && tally->counted == 0;
+    unsigned long counters = count_rules(tally) + tally->policies;
+    bool is_zero = tally->counted == 0 && tally->idle_policies == tally->policies;
+    return family->may_be_zeroed && counters > 0 && is_zero;
 }
 
 static unsigned long count_copies(const struct family *family,

@@ -227,6 +227,15 @@ ends('... in two, and not in the third',          { save => [$ZERO, $ZERO, $SOME
 ends('... and has no right to',                   { save => [$ZERO, $SOME], list => [{ status => 4, err => "Fatal: can't open lock file /run/xtables.lock: Permission denied\n" }] }, '0 7', 'save list save', @unlocked);
 ends('... with a rule twice in between: zeros are not confirmed by that', { save => [$ZERO], list => ["-N prometheus\n" . "-A prometheus -p tcp -c 7 70\n" x 2] },
     qr/^ipv4: the ruleset changes while it is read/m, 'save list save list save', @unlocked);
+{
+    my ($zero, $some) = map { save({ program => 'iptables-save v1.8.9', chains => [":INPUT ACCEPT [$_]"] }) } '0:0', '7:70';
+    my @how = (@unlocked, flags => [qw(-chain INPUT)]);
+    ends('a policy of zero, and no rule: it is not believed twice', { save => [$zero, $some], list => ["-P INPUT ACCEPT -c 0 0\n"] }, 'none', 'save list save', @how);
+    answers_in_turn(save => [$zero, $some], list => ["-P INPUT ACCEPT -c 0 0\n"]);
+    like(print_mode(qw(-chain INPUT))->{out}, qr/^nfprom_policy_packets_total\{.*\} 7$/m, '... the third read is what counts');
+    ends('... but three times', { save => [$zero], list => ["-P INPUT ACCEPT -c 0 0\n"] }, 'none', 'save list save', @how);
+    ends('a policy that has counted, and rules that have not', { save => [save({ program => 'iptables-save v1.8.9', chains => [':INPUT ACCEPT [7:70]'] }, '[0:0] -A INPUT -p tcp')] }, 0, 'save', @how);
+}
 ends('with a lock, a chain of zeros',             { save => [$ZERO], list => [$LISTED{SOME}] }, '0 7', 'save list');
 ends('... and iptables -S says the same',         { save => [$ZERO], list => [$LISTED{ZERO}] }, '0 0', 'save list save');
 ends('with a lock, a chain with a counter',       { save => [$SOME] }, '0 7', 'save');
