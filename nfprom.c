@@ -91,7 +91,7 @@ enum {
     SECONDS_MAX = 5,             /* between the two reads of a page with rates */
     READS_TIME_MIN = SECOND / 2, /* which both of them get together, at least */
     QUICK_PIECES = 128,          /* of a request, each read as soon as it is there: see */
-    NAPS_DIVISOR = 1024, /* let_pieces_gather(); so many naps fit into the whole time */
+    NAPS_DIVISOR = 1024, /* let_pieces_gather(); so many fit into the whole time */
 
     /* bytes */
     OUTPUT_MAX = 1 << 30,    /* of iptables-save; a million rules are a tenth of it */
@@ -918,10 +918,9 @@ static const struct reserved reserved_labels = {reserved_names, COUNT(reserved_n
 /* A rule or a policy as it is kept. */
 struct fact {
     enum pair pair;
-    uint64_t nth; /* 1: the first rule with this match; 2, 3, ...: a duplicate of it */
-    size_t
-        previous; /* of a duplicate: the record of the last rule with this match; or FREE */
-    bool harmless;    /* no character of its texts means anything in any format */
+    uint64_t nth;    /* 1: the first rule with this match; 2, 3, ...: a duplicate of it */
+    size_t previous; /* of a duplicate: the record of the last such rule; or FREE */
+    bool harmless;   /* no character of its texts means anything in any format */
     bool unreachable; /* no packet comes to it: a rule before has ended the traversal */
     bool closes; /* no later rule sees a packet that it matches, unless a rule between
                     rewrites it */
@@ -940,9 +939,9 @@ struct tally {
     unsigned long kinds[TALLY_KINDS]; /* of rules */
     unsigned long nonterminal;        /* exported rules that let the packet go on */
     unsigned long unreachable;        /* rules of any kind */
-    unsigned long copies; /* rules that stand there already, in the same words */
-    unsigned long refused_comments; /* that begin like one with tags */
-    unsigned long counted;          /* rules that have counted something */
+    unsigned long copies;             /* rules that stand there already, word for word */
+    unsigned long refused_comments;   /* that begin like one with tags */
+    unsigned long counted;            /* rules that have counted something */
     unsigned long policies;
     unsigned long idle_policies; /* that have counted nothing */
 };
@@ -992,8 +991,7 @@ struct facts {
     struct tally tallies[CHAINS_MAX];
     struct references references; /* of the last table; a list leaves them as they are */
     bool closed[CHAINS_MAX];      /* by a rule that ends the traversal for all packets */
-    size_t rewritten
-        [CHAINS_MAX]; /* offset of the last rule that may rewrite packets, or FREE */
+    size_t rewritten[CHAINS_MAX]; /* record of the last rule that may rewrite packets */
 };
 
 /* A record begins with its size, of four bytes. Behind it are numbers, each in as many bytes
@@ -1696,10 +1694,9 @@ enum lock_state {
  * only one at a time tries to get it: the others queue for another lock, that of the file
  * of their own program. */
 struct lock {
-    int fd;    /* -1: not opened */
-    int queue; /* the same */
-    bool
-        may_try; /* it is the first of the queue, or there is none, or the wait is over */
+    int fd;       /* -1: not opened */
+    int queue;    /* the same */
+    bool may_try; /* it is the first there, or there is no queue, or the wait is over */
     bool held;
 };
 
