@@ -204,6 +204,12 @@ SKIP: {
         my $r = with_fault($fault, 'nothing');
         like("$r->{exit} $r->{stderr}", qr/\A1 nfprom: the rights cannot be dropped, so nothing is read: [^\n]+\n\z/, '... and no request is read');
     }
+    SKIP: {
+        need_root(2);
+        my @as_user = qw(setpriv --reuid=65534 --clear-groups --inh-caps=+net_admin --ambient-caps=+net_admin);
+        my $r = scrape_is('nothing', undef, 'with capabilities 1 EPERM, of a user who keeps his right then', wrap => [@as_user, $FAULT, qw(capabilities 1 EPERM)]);
+        like("$r->{exit} $r->{stderr}", qr/\A1 nfprom: the rights cannot be dropped, so nothing is read: [^\n]+\n\z/, '... and no request is read');
+    }
     with_fault('-f send 2 ENOBUFS', 503, qr/cannot start a process: .*buffer/i, what => "the collector's answer");
     with_fault('send 2 EINTR', 200);
     with_fault('send 2 EAGAIN', 200);
