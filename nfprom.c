@@ -1485,11 +1485,11 @@ static bool same_rule(const struct rule *a, const struct rule *b) {
     return same_words && same_text(a->comment, b->comment) && same_text(a->tags, b->tags);
 }
 
-/* Whether one of the last rules with its labels is the same rule. (A few of them: such a rule for
- * the log, one for a mark, one for the end of the traversal.) */
+/* Whether one of the last rules with its labels is the same rule. (There may be some: one for the
+ * log, one for a mark, one that ends the traversal.) */
 static bool is_copy(const struct facts *facts, const struct fact *fact) {
     enum {
-        LOOKED_AT_MAX = 8
+        LOOKED_AT_MAX = 100
     };
     struct fact other = {.previous = fact->previous};
     for (int i = 0; i < LOOKED_AT_MAX && other.previous != FREE; i++) {
