@@ -151,6 +151,16 @@ for (
 }
 fake6();
 
+# A name that only the other family has.
+fake(out => save('[1:100] -A prometheus -p tcp -j RETURN'));
+fake6(out => save('[2:200] -A prometheus -p tcp ' . comment('nfprom(six=s)') . ' -j RETURN'));
+{
+    my $view = view('a name of IPv6 alone', '?by=six', flags => ['-ipv6']);
+    is("@{ $view->{alerts} }", '', '... is known');
+    like(join("\n", map { @{ $_->{rows} } } @{ $view->{tables} }), qr/^s \| /m, '... and has its row');
+}
+fake6();
+
 # Many values.
 {
     my $n = 20_000;
