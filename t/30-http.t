@@ -307,7 +307,7 @@ for (
     fake(out => save({ program => $program }, '[1:2] -A prometheus -p tcp'));
     open my $held, '+<', $LOCK or die "$LOCK: $!";
     flock $held, LOCK_EX or die "flock: $!";
-    my $r = serve(get('/metrics'), flags => ['-timeout', $status == 200 ? '60m' : '1s']);
+    my $r = serve(get('/metrics'), flags => ['-timeout', $status == 200 ? '60m' : '5s']);
     answers($r, $status, "$status while somebody holds the lock, from $program", $status == 503 ? (body => qr/\Q$LOCK\E/) : ());
 }
 unlink $LOCK;

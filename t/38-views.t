@@ -381,6 +381,10 @@ two_reads(\@first, \@second, then => 'echo broken >&2; exit 1');
 two_reads(\@first, \@second);
 answers(serve(get('/status?seconds=5'), wrap => [qw(prlimit --cpu=1)]), 200, 'five seconds of waiting take less than one of the processor');
 
+# A pipe whose other end is closed is no client that has gone.
+two_reads(\@first, \@second);
+like(run(input => get('/status?seconds=1'))->{out}, qr{\AHTTP/1\.1 200 .* s apart\.$}ms, 'two pipes as connection, between two reads');
+
 # HEAD, and who does not wait.
 for my $query (qw(by=service by=service&seconds=1)) {
     two_reads(\@first, \@second);
