@@ -88,6 +88,7 @@ advises('one line without end', { err => 'x' x 5000, status => 3 }, qr/it said: 
     fake6(sleep => 86_399);
     answers(serve(get('/metrics'), flags => [qw(-ipv6 -timeout 2s)]), 504, '... of both families',
         body => qr/^Of 2\.000 s the request took $s, ipv4 $s$lock, ipv6 $s$lock\.\n\z/m);
+    answers(serve(get('/metrics'), flags => [qw(-ipv6 -ipv4=false -timeout 1s)]), 504, '... of IPv6 alone', body => qr/^Of 1\.000 s the request took $s, ipv6 $s$lock\.\n\z/m);
     fake(list => "", sleep => 86_399);
     for (['nft', qr//], ['legacy', qr/, in which iptables may have waited for the lock/]) {
         my ($variant, $words) = @$_;
