@@ -4159,7 +4159,9 @@ static void put_reference_words(struct sink *sink, const struct report *report,
     if (knows_references(family, chain) && facts->references.counts[chain] == 0) {
         put_format(sink, "<p>No rule of %s jumps to the chain ", family->kind->name);
         put_html(sink, name);
-        put_string(sink, ", so it counts nothing.\n");
+        put_string(sink,
+                   ", so it counts nothing: unless a native base chain of nft jumps "
+                   "there, which iptables does not list.\n");
     }
     for (size_t i = 0; i < facts->references.njumps; i++) {
         const struct jump *jump = &facts->references.jumps[i];
