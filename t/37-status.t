@@ -375,6 +375,8 @@ my @hostile = (
     ['text turned around',      utf8("a\x{202e}NRUTER j- \x{2066}x\x{2069}\x{202c}"),       'a\xe2\x80\xaeNRUTER j- \xe2\x81\xa6x\xe2\x81\xa9\xe2\x80\xac'],
     ['all that turns text around', utf8("\x{2029}x\x{202a}\x{202b}\x{202c}\x{202d}\x{202e}\x{202f}\x{2065}\x{2066}\x{2067}\x{2068}\x{2069}\x{206a}"),
         "\x{2029}x" . '\xe2\x80\xaa\xe2\x80\xab\xe2\x80\xac\xe2\x80\xad\xe2\x80\xae' . "\x{202f}\x{2065}" . '\xe2\x81\xa6\xe2\x81\xa7\xe2\x81\xa8\xe2\x81\xa9' . "\x{206a}"],
+    (map { ["$_ alone", "a${_}b"] } qw(& < > ' `)),
+    ['& as in a reference',     'a&lt;b'],
     ['all languages',           utf8("Größe – 日本 שלום \x{1f600} \x{a0}\x{fdcf}\x{fdf0}\x{fffd}\x{e000}"), "Größe – 日本 שלום \x{1f600} \x{a0}\x{fdcf}\x{fdf0}\x{fffd}\x{e000}"],
     ['255 bytes',               '<' x 255],
 );
