@@ -90,8 +90,9 @@ enum {
     DRAIN_TIME = 2 * SECOND,
     SECONDS_MAX = 5,             /* between the two reads of a page with rates */
     READS_TIME_MIN = SECOND / 2, /* which both of them get together, at least */
-    QUICK_PIECES = 128,          /* of a request, each read as soon as it is there: see */
-    NAPS_DIVISOR = 1024, /* let_pieces_gather(); so many fit into the whole time */
+    /* in let_pieces_gather() */
+    QUICK_PIECES = 128,  /* of a request, each read as soon as it is there */
+    NAPS_DIVISOR = 1024, /* for others, so many naps fit into the whole time */
 
     /* bytes */
     OUTPUT_MAX = 1 << 30,    /* of iptables-save; a million rules are a tenth of it */
@@ -1462,13 +1463,12 @@ static void tally_rule(struct tally *tally, const struct fact *fact) {
     tally->refused_comments += fact->rule.refused_comments;
 }
 
-/* Finds out whether a packet can come to the rule. `record` is that of the last rule with the
- * same labels, if there is one (else FREE). The same labels, written in other words, may match
+/* Finds out whether a packet can come to the rule. `before` is the last rule with the same
+ * labels, if there is one. The same labels, written in other words, may match
  * other packets (fragments have no ports): so the texts must be the same, too. */
-static void look_back(struct facts *facts, struct fact *fact, size_t record,
-                      const struct fact *before) {
+static void look_back(struct facts *facts, struct fact *fact, const struct fact *before) {
     const struct rule *rule = &fact->rule;
-    bool is_behind = record > facts->rewritten[rule->chain] && before->closes &&
+    bool is_behind = fact->previous > facts->rewritten[rule->chain] && before->closes &&
                      same_text(before->rule.match, rule->match);
     fact->unreachable = is_behind || facts->closed[rule->chain];
     if (is_behind)
@@ -1516,7 +1516,7 @@ static bool keep_rule(struct facts *facts, struct fact *fact) {
         fact->nth = before.nth + 1;
         fact->previous = slot->record;
     }
-    look_back(facts, fact, slot->record, &before);
+    look_back(facts, fact, &before);
     bool expressed = rule->expressible && fact->nth == 1;
     fact->pair = expressed ? PAIR_LABELS : PAIR_VERBATIM;
     *slot = (struct slot){hash, (uint32_t)facts->records.len};
@@ -2878,28 +2878,25 @@ static enum reading read_safely(const struct config *config, struct family *fami
 
 /* ---- until it is believed */
 
-static unsigned long has_no_rule(const struct family *family, const struct tally *tally) {
-    (void)family;
-    return count_rules(tally) == 0;
+static unsigned long has_no_rule(const struct family *family, size_t chain) {
+    return count_rules(&family->facts.tallies[chain]) == 0;
 }
 
-static unsigned long has_only_zeros(const struct family *family,
-                                    const struct tally *tally) {
+static unsigned long has_only_zeros(const struct family *family, size_t chain) {
+    const struct tally *tally = &family->facts.tallies[chain];
     unsigned long counters = count_rules(tally) + tally->policies;
     bool is_zero = tally->counted == 0 && tally->idle_policies == tally->policies;
     return family->may_be_zeroed && counters > 0 && is_zero;
 }
 
-static unsigned long count_copies(const struct family *family,
-                                  const struct tally *tally) {
-    (void)family;
-    return tally->copies;
+static unsigned long count_copies(const struct family *family, size_t chain) {
+    return family->facts.tallies[chain].copies;
 }
 
 /* What iptables was seen to print of chains that were otherwise, with status 0. */
 static const struct doubt {
     /* How much there is to doubt; 0: nothing. */
-    unsigned long (*measure)(const struct family *family, const struct tally *tally);
+    unsigned long (*measure)(const struct family *family, size_t chain);
     int reads;        /* as many in a row must show as much until it is believed */
     int most;         /* of at most so many */
     bool wants_other; /* and by both commands in turn, where both may be run */
@@ -2938,7 +2935,7 @@ static void note_doubts(struct doubted *doubted, const struct config *config,
         uint64_t as_before = 0;
         for (size_t i = 0; i < config->nchains; i++) {
             uint64_t bit = (uint64_t)1 << i;
-            unsigned long measure = doubts[d].measure(family, &family->facts.tallies[i]);
+            unsigned long measure = doubts[d].measure(family, i);
             if (measure > 0)
                 applies |= bit;
             if (measure == measures[i])

@@ -241,10 +241,9 @@ struct value {
 struct rule {
     size_t chain; /* index into the chains asked for */
     uint64_t packets, bytes;
-    struct text
-        from;        /* ITEM_RULE, ITEM_JUMP: the name of the chain that the rule is in */
-    bool refers;     /* in a table: the rule jumps or goes to a wanted chain */
-    size_t referred; /* ... to this one. Of ITEM_JUMP only these three are set */
+    struct text from;   /* ITEM_RULE, ITEM_JUMP: the name of the chain the rule is in */
+    bool refers;        /* in a table: the rule jumps or goes to a wanted chain */
+    size_t referred;    /* ... to this one. Of ITEM_JUMP only these three are set */
     struct text policy; /* ITEM_POLICY: its name; nothing below is set then */
     struct text
         match; /* as printed, comments cut out, blanks squeezed; empty: matches all */
@@ -294,8 +293,8 @@ struct ruleset {
         ELSEWHERE = 4 /* another table */
     } place;
     bool found[CHAINS_MAX];
-    unsigned
-        shadowed; /* by known_targets of parse.c, a bit each: a user's chain has its name */
+    /* Known targets (parse.c) whose name a user's chain has: a bit each. */
+    unsigned shadowed;
     size_t start, end; /* of the unread bytes in memory.lines */
 };
 
