@@ -50,7 +50,7 @@ sub shown {
 # ---- an iptables that lacks one of its own files
 
 {
-    my ($libraries) = grep {-e "$_/libxt_udp.so"} map { ("$_/xtables") } glob('/usr/lib/*-linux-gnu*'), '/usr/lib';
+    my ($libraries) = grep {-e "$_/libxt_udp.so"} glob('/usr/lib/*-linux-gnu*/xtables'), '/usr/lib/xtables';
     must('cp', '-r', $libraries, "$DIR/libraries");
     unlink "$DIR/libraries/libxt_udp.so";
     ipt(4, 'nft', qw(-N prometheus));
