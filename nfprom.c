@@ -2477,6 +2477,18 @@ static bool lacks_memory(const struct failure *failure) {
     return comes_near_limit(failure);
 }
 
+/* iptables has an extension for each match and target. It tells the path of one that is there
+ * and that it cannot load; iptables-nft may go on without it, with status 0: "-p udp --dport 53"
+ * is printed as "-p udp" then. */
+static bool lacks_extension(const struct failure *failure) {
+    static const char *const paths[] = {"/libxt_", "/libipt_", "/libip6t_"};
+    for (size_t i = 0; i < COUNT(paths); i++) {
+        if (says(failure, paths[i]))
+            return true;
+    }
+    return false;
+}
+
 /* A line that iptables does not print there begins like this. */
 static bool has_unexpected_line(const struct failure *failure, const char *start) {
     static const char unexpected[] = "unexpected line: ";
@@ -2614,6 +2626,9 @@ static const struct advice {
     void (*put_details)(struct sink *to, const struct failure *failure);
 } advices[] = {
     {lacks_memory, "; it needs more memory", put_memory_limits},
+    {lacks_extension,
+     "; the user of this process must be able to read the files of iptables",
+     put_no_details},
     {lacks_builtin_chain,
      "; this is the name of a built-in chain, which are in capitals: of another -table, perhaps "
      "(PREROUTING is in raw, mangle and nat); for a base chain of native nft rules: README, "
@@ -2738,6 +2753,11 @@ static enum reading judge_run(const struct failure *failure, struct run *run,
             "it took %ld KiB of memory and may have lost rules for lack of more, which "
             "it would not tell",
             run->end.peak);
+        return READ_FAILED;
+    }
+    if (lacks_extension(failure)) {
+        snprintf(run->trouble, sizeof run->trouble,
+                 "rules may lack what an extension of iptables would print");
         return READ_FAILED;
     }
     bool is_elsewhere =

@@ -79,14 +79,33 @@ SKIP: {
     }
 }
 
+# CAP_NET_ADMIN alone.
+my @ADMIN = (qw(setpriv --reuid=65534 --regid=65534 --clear-groups), map({"--$_=-all,+net_admin"} qw(inh-caps ambient-caps bounding-set)), '--');
+
+# ---- an iptables that may not read one of its own files
+
+{
+    my ($extensions) = grep {-e "$_/libxt_udp.so"} glob('/usr/lib/*-linux-gnu*/xtables'), '/usr/lib/xtables';
+    must('cp', '-r', $extensions, "$DIR/extensions");
+    flush_all();
+    restore(4, 'nft', "*filter\n:prometheus - [0:0]\n[1001:1] -A prometheus -p udp --dport 53 -j RETURN\nCOMMIT\n");
+    local $ENV{XTABLES_LIBDIR} = "$DIR/extensions";
+    for my $way ([], ['-list']) {
+        chmod 0644, "$DIR/extensions/libxt_udp.so";
+        is(scrape(1, \@ADMIN, qw(-variant nft), @$way), 'whole', "iptables reads its extensions (@$way): a scrape is whole");
+        chmod 0, "$DIR/extensions/libxt_udp.so";
+        my $end = scrape(1, \@ADMIN, qw(-variant nft), @$way);
+        like($end, qr/libxt_udp\.so: .*Permission denied.*; the user of this process must be able to read the files of iptables/s, "... it may not read one: a failure that says so, not -p udp without the port (@$way)");
+    }
+}
+
 # ---- chains that are not there
 
 flush_all();
 restore(4, 'legacy', "*filter\n:INPUT ACCEPT [7:700]\n[5:50] -A INPUT -d 10.0.0.1/32 -j ACCEPT\nCOMMIT\n");
 {
     # CAP_NET_ADMIN alone may not read which legacy tables there are, so iptables-nft does not warn of them.
-    my @admin = (qw(setpriv --reuid=65534 --regid=65534 --clear-groups), map({"--$_=-all,+net_admin"} qw(inh-caps ambient-caps bounding-set)), '--');
-    for (['as root', []], ['with CAP_NET_ADMIN alone', \@admin]) {
+    for (['as root', []], ['with CAP_NET_ADMIN alone', \@ADMIN]) {
         my ($who, $wrap) = @$_;
         for my $way ([], ['-list']) {
             like(scrape(0, $wrap, qw(-variant nft -chain INPUT), @$way), qr/has counted nothing, as one that is not there.*use -variant legacy/, "INPUT is in legacy, nft is asked $who (@$way): a failure that says so");
