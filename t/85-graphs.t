@@ -71,9 +71,12 @@ ok($job, 'README has a job to scrape') or no_more();
 ok($list, 'and a name to put under rule_files') or no_more();
 is(1 + @jobs, scalar(blocks('yaml')) - blocks('yaml', 'A fleet'), 'each of its yaml blocks is one or the other, but for those of t/94-fleet.t');
 my $config = pasted("rule_files:\nscrape_configs:\n", $list, $job);
+my @first = map { /\A(.+)\n\z/ } blocks('promql', 'Let Prometheus in');
 is(2 * @queries, scalar(grep { /\S/ } map { split /\n/ } blocks('promql', 'Questions and their queries')), 'its promql blocks are questions, each with one line for answer');
 ok($examples && $listing && $page, 'it shows a first scrape');
 ok($settings && $rules_of, 'it makes a chain, and shows rules of it') or no_more();
+is(scalar(@first), 2, 'and has two first queries, a line each') or no_more();
+unshift @queries, ['the first query: what comes in and goes out', $first[0]], ['all other traffic', $first[1]];
 
 # ---- the scrape config and the rules, as promtool sees them
 
@@ -364,6 +367,9 @@ my %ANSWERS = (
             my ($is) = @_;
             ok($is->{'53 out'} > $is->{'53 in'} && $is->{'53 in'} > $is->{'80 in'} && $is->{'80 in'} > 0, 'port 53 more than port 80, out more than in');
         }],
+    'all other traffic' => [[], sub {
+            return { '' => 8 * sum0(map { $_->{value}[1] } grep { $_->{metric}{rule} eq '-j RETURN' } @rule_bytes) };
+        }, sub { my ($is) = @_; ok($is->{''} > 0, 'there is some') }],
     'five addresses' => [['address'], sub {
             my $all = map_values { 8 * $_ } sums('bytes', 1, 'address');
             my @first = (sort { $all->{$b} <=> $all->{$a} } keys %$all)[0 .. 4];
@@ -373,7 +379,7 @@ my %ANSWERS = (
             is((sort { $is->{$b} <=> $is->{$a} } keys %$is)[0], "$HERE->{6}/128", 'the one that was sent most is the first');
             ok(!exists $is->{"$OTHER[0]/32"}, 'the one that was sent least is not among them');
         }],
-    'goes out' => [['direction'], sub { map_values { 8 * $_ } sums('bytes', 1, 'direction') },
+    'first query' => [['direction'], sub { map_values { 8 * $_ } sums('bytes', 1, 'direction') },
         sub { my ($is) = @_; is_near(sum0(values %$is), 8 * sum0(map { $_->[1] } @{ $rate{bytes} }), 'in and out make the whole') }],
     'What share has' => [['port'], sub { my $all = sum0(map { $_->[1] } @{ $rate{bytes} }); map_values { $_ / $all } sums('bytes', 1, 'port') },
         sub {
