@@ -366,6 +366,9 @@ two_reads(\@first, \@second, then => 'echo broken >&2; exit 1');
     fake(status => 1, err => 'broken');
     view('the first read fails', '?seconds=1', status => 503);
     is(reads(), 1, '... nothing is waited for');
+    fake(sleep => 86399);
+    $view = view('the first read does not end', '?seconds=1', status => 504, flags => [qw(-timeout 3s)]);
+    like("@{ $view->{alerts} }", qr/did not end in time/, '... within the time for it');
 }
 
 # Two chains, each with rules before and behind those of the other.

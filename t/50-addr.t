@@ -115,8 +115,8 @@ for (
 
 # A name that stands in /etc/hosts twice, or more often, with the same addresses.
 SKIP: {
-    need_root(7);
-    skip_or_fail('no mount namespace here', 7) unless system('unshare', '-m', 'true') == 0;
+    need_root(11);
+    skip_or_fail('no mount namespace here', 11) unless system('unshare', '-m', 'true') == 0;
     spew("$DIR/hosts", "127.0.0.1 localhost twice.test\n127.0.0.2 twice.test\n127.0.0.1 again twice.test\n127.0.0.2 twice.test\n127.0.0.3 twice.test\n");
     chmod 0644, "$DIR/hosts";
     my @with_hosts = ('unshare', '-m', 'sh', '-c', 'mount --bind "$0" /etc/hosts && exec "$@"', "$DIR/hosts");
@@ -128,6 +128,11 @@ SKIP: {
     my $taken = IO::Socket::IP->new(LocalHost => '127.0.0.2', LocalPort => 0, Listen => 1, Type => SOCK_STREAM) or die;
     my $r = run(flags => ['-addr', 'twice.test:' . $taken->sockport], wrap => \@with_hosts);
     like("$r->{exit} $r->{err}", qr/\A1 .*in use/s, 'a name with one address in use exits 1');
+
+    spew("$DIR/hosts", join '', map {"127.0.1.$_ many.test\n"} 1 .. 20);
+    $l = listener(addr => 'many.test:PORT', try => '127.0.1.1', wrap => \@with_hosts);
+    is(scalar(grep { (ask($l, '/-/healthy', host => "127.0.1.$_")->{status} || 0) == 200 } 1 .. 20), 16, 'a name with twenty addresses: it listens on sixteen');
+    ends($l, 'a name with twenty addresses');
 }
 
 # ---- one after the other

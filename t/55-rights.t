@@ -97,7 +97,7 @@ sub exchange_holds_nothing {
 }
 
 my @MODES = (
-    ['root',                                         1, []],
+    ['root',                                         1, [qw(setpriv --groups=4,20)]],    # (more than it may have here)
     ['a user with CAP_NET_ADMIN, as under xinetd',   0, \@AS_USER],
 );
 {
@@ -149,6 +149,21 @@ my @MODES = (
             kill KILL => @stopped;    # nobody may not
         }
         ok((patiently { !running(@stopped) } 600), $was_root ? '... the rest ends when it is killed' : '... and all of it ends');
+    }
+
+    # ... before the request is there: nothing is started
+    for my $mode (@MODES) {
+        my ($name, $was_root, $wrap) = @$mode;
+        my ($pid, $client) = connected(@$wrap, $NFPROM, '-timeout', '2s');
+        syswrite $client, "GET /metrics HTTP/1.1\r\n";
+        my @stopped;
+        ok((patiently { @stopped = children($pid) } 600), "$name: a collector waits for the request");
+        kill STOP => @stopped;
+        syswrite $client, "Host: x\r\n\r\n";
+        like(read_to_end($client), qr{\AHTTP/1\.1 504 .*^ipv4: there was no time to start a process$}ms, '... and is stopped: the answer says so');
+        close $client;
+        waitpid $pid, 0;
+        kill KILL => @stopped;
     }
 
     # somebody kills a collector before the request is there
