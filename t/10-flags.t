@@ -277,6 +277,7 @@ SKIP: {
 none_left('no process is left of all this');
 # Where both streams go to one pipe, as into a pager, the message is not taken for one that a client must not see.
 like(`'$NFPROM' -nonsense < /dev/null 2>&1`, qr/\Anfprom: -nonsense: no such flag\n/, 'with 2>&1 the reason is there');
+like(`'$NFPROM' $_ < /dev/null 2>&1`, qr/\Anfprom: -x: no such flag\n/, "$_ is a flag, and none of ours") for '-x', '--x';
 
 for my $flag (qw(-version -help)) {
     open my $full, '>', '/dev/full' or die "/dev/full: $!";

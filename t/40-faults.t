@@ -275,7 +275,7 @@ SKIP: {
     vec($ready, fileno $log, 1) = 1;
     my $said = '';
     $log->recv($said, 4096) if select $ready, undef, undef, 10;
-    like($said, qr/nfprom(?:\[\d+\])?: ipv4: .*boom/, '... and syslog the reason');
+    like($said, qr/\A<27>[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d nfprom\[\d+\]: ipv4: .*boom\z/, '... and syslog the reason, as an error of a daemon');
 }
 
 # ---- what nfprom is born with
