@@ -71,12 +71,12 @@ ok($job, 'README has a job to scrape') or no_more();
 ok($list, 'and a name to put under rule_files') or no_more();
 is(1 + @jobs, scalar(blocks('yaml')) - blocks('yaml', 'A fleet'), 'each of its yaml blocks is one or the other, but for those of t/94-fleet.t');
 my $config = pasted("rule_files:\nscrape_configs:\n", $list, $job);
-my @first = map { /\A(.+)\n\z/ } blocks('promql', 'Let Prometheus in');
+my @first_queries = map { /\A(.+)\n\z/ } blocks('promql', 'Let Prometheus in');
 is(2 * @queries, scalar(grep { /\S/ } map { split /\n/ } blocks('promql', 'Questions and their queries')), 'its promql blocks are questions, each with one line for answer');
 ok($examples && $listing && $page, 'it shows a first scrape');
 ok($settings && $rules_of, 'it makes a chain, and shows rules of it') or no_more();
-is(scalar(@first), 2, 'and has two first queries, a line each') or no_more();
-unshift @queries, ['the first query: what comes in and goes out', $first[0]], ['all other traffic', $first[1]];
+is(scalar(@first_queries), 2, 'and has two first queries, a line each') or no_more();
+unshift @queries, ['the first query: what comes in and goes out', $first_queries[0]], ['all other traffic', $first_queries[1]];
 
 # ---- the scrape config and the rules, as promtool sees them
 

@@ -172,7 +172,7 @@ my %SECTION;
     my $title = '';
     for (split /^/, $README) { if (/^## (.*)$/) { $title = $1 } else { $SECTION{$title} .= $_ } }
 }
-my @README_QUERIES = map { /^[^#\n].*$/mg } map { $SECTION{$_} =~ /^```promql\n(.*?)^```$/msg } 'Questions and their queries', "The month's volume";
+my @README_QUERIES = map { /^[^#\n].*$/mg } map { $SECTION{$_} =~ /^```promql\n(.*?)^```$/msg } 'Let Prometheus in', 'Questions and their queries', "The month's volume";
 push @README_QUERIES, map { $SECTION{$_} =~ /`(sum by \([^`]*\) \(rate[^`]*)`/g } 'Names from comments', 'Each host of a LAN';
 cmp_ok(scalar(@README_QUERIES), '>=', 15, 'README shows queries');
 
@@ -420,6 +420,7 @@ my %ANSWERS = (
         return shares($last, $bytes);
     },
     'In and out A'      => sub { sums('bytes', [qw(instance direction)], 8) },
+    'In and out B'      => sub { sums('others', ['instance'], 8, has('rule', '-j RETURN')) },
     'Packets by port A' => sub { sums('packets', \@PORT, 1) },
     'Services A'        => sub { sums('bytes', [qw(service direction)], 8) },
     'Hosts A'           => sub { sums('bytes', [qw(host direction)], 8, has('host')) },
