@@ -19,8 +19,9 @@
  * complete at the deadline (408). What follows a request is read only to be thrown away.
  * There is one deadline (-timeout, 8 s) for the whole exchange. A 200 says that each family which
  * reports success was read to its COMMIT (a list has none), with status 0, the chain found
- * and every counter a number below 2^64; and a chain without any rule is believed only when the
- * other command has said the same. No byte of a request gets into a command, and the process
+ * and every counter a number below 2^64; a chain without any rule is believed only when the
+ * other command has said the same, and a large one of nft when it has as many rules as the kernel
+ * counts, or when the difference stays (read_believed). No byte of a request gets into a command, and the process
  * that reads it holds no right (see the collector). Messages go to standard error or, if that is
  * the client's connection, to syslog.
  *
@@ -1587,9 +1588,10 @@ static const struct family_kind {
     const char *name;          /* for people */
     const char *command;       /* that changes and lists its rules */
     const char *legacy_tables; /* the kernel's list of them, where it has any */
+    uint8_t number;            /* netfilter's */
 } family_kinds[FAMILIES] = {
-    [IPV4] = {TEXT("ipv4"), "IPv4", "iptables", "/proc/net/ip_tables_names"},
-    [IPV6] = {TEXT("ipv6"), "IPv6", "ip6tables", "/proc/net/ip6_tables_names"},
+    [IPV4] = {TEXT("ipv4"), "IPv4", "iptables", "/proc/net/ip_tables_names", AF_INET},
+    [IPV6] = {TEXT("ipv6"), "IPv6", "ip6tables", "/proc/net/ip6_tables_names", AF_INET6},
 };
 
 /* The sets of capabilities of this process. */
@@ -1791,13 +1793,118 @@ static void release_lock(const struct lock *lock) {
         close(lock->queue);
 }
 
+/* ---- what the kernel counts of a chain of nft --------------------------------------- */
+
+/* While a chain is loaded anew, the kernel may leave rules out of what it lists, or list some
+ * twice, and iptables-save cannot tell. But the kernel keeps a number for each chain: its rules,
+ * and the jumps to it from anywhere. It tells that on a netlink socket (netlink(7)). The numbers
+ * and the layout are those of <linux/netlink.h>, <linux/netfilter/nfnetlink.h> and
+ * <linux/netfilter/nf_tables.h>, which not every libc has beside it. */
+enum {
+    NFTABLES = 10, /* NFNL_SUBSYS_NFTABLES */
+    NEW_CHAIN = NFTABLES << 8 | 3,
+    GET_CHAIN = NFTABLES << 8 | 4,
+    NETFILTER_SOCKET = 12, /* NETLINK_NETFILTER */
+    IS_REQUEST = 1,        /* NLM_F_REQUEST */
+    ATTRIBUTE_ALIGNED = 4, /* NLA_ALIGNTO */
+    CHAIN_TABLE = 1,       /* NFTA_CHAIN_* */
+    CHAIN_NAME = 3,
+    CHAIN_USE = 6,
+    ATTRIBUTE_MAX = 64 /* of a name, with what is in front of it */
+};
+
+struct netlink_head {
+    uint32_t len;
+    uint16_t type, flags;
+    uint32_t sequence, port;
+    uint8_t family, version;
+    uint16_t resource;
+};
+
+struct attribute {
+    uint16_t len, type; /* len: with this head, but without what aligns the next one */
+};
+
+struct chain_message {
+    struct netlink_head head;
+    char attributes[1024];
+};
+
+/* For each chain its rules and the jumps to it; 0: not known. */
+struct uses {
+    uint32_t counts[CHAINS_MAX];
+};
+
+static size_t aligned(size_t len) {
+    return (len + ATTRIBUTE_ALIGNED - 1) / ATTRIBUTE_ALIGNED * ATTRIBUTE_ALIGNED;
+}
+
+/* A name too long for any chain or table is cut, and then there is no such chain. */
+static void add_name(struct chain_message *message, uint16_t type, struct text name) {
+    char *to = (char *)message + message->head.len;
+    size_t len = name.len < ATTRIBUTE_MAX ? name.len : ATTRIBUTE_MAX;
+    struct attribute head = {(uint16_t)(sizeof head + len + 1), type};
+    memcpy(to, &head, sizeof head);
+    memcpy(to + sizeof head, name.at, len); /* behind it are zeros */
+    message->head.len += (uint32_t)aligned(head.len);
+}
+
+/* The number that a chain's description has, 0 if it has none. */
+static uint32_t find_use(const struct chain_message *message, size_t len) {
+    const char *at = message->attributes;
+    const char *end = (const char *)message + len;
+    struct attribute head;
+    uint32_t use;
+    while (end - at >= (ptrdiff_t)sizeof head) {
+        memcpy(&head, at, sizeof head);
+        if (head.len < sizeof head || head.len > end - at)
+            return 0;
+        if (head.type == CHAIN_USE && head.len == sizeof head + sizeof use) {
+            memcpy(&use, at + sizeof head, sizeof use);
+            return ntohl(use);
+        }
+        if (aligned(head.len) > (size_t)(end - at))
+            return 0;
+        at += aligned(head.len);
+    }
+    return 0;
+}
+
+/* The kernel has answered before send() returns. */
+static uint32_t ask_for_use(int kernel, uint8_t family, const char *table,
+                            struct text chain) {
+    struct chain_message message = {.head = {.len = sizeof message.head,
+                                             .type = GET_CHAIN,
+                                             .flags = IS_REQUEST,
+                                             .family = family}};
+    add_name(&message, CHAIN_TABLE, (struct text){table, strlen(table)});
+    add_name(&message, CHAIN_NAME, chain);
+    if (send(kernel, &message, message.head.len, 0) < 0)
+        return 0;
+    ssize_t len = recv(kernel, &message, sizeof message, MSG_DONTWAIT);
+    bool is_chain = len >= (ssize_t)sizeof message.head && message.head.type == NEW_CHAIN;
+    return is_chain ? find_use(&message, (size_t)len) : 0;
+}
+
+static struct uses count_uses(const struct config *config, uint8_t family) {
+    struct uses uses = {.counts = {0}};
+    int kernel = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETFILTER_SOCKET);
+    if (kernel < 0)
+        return uses;
+    for (size_t i = 0; i < config->nchains; i++)
+        uses.counts[i] = ask_for_use(kernel, family, config->table, config->chains[i]);
+    close(kernel);
+    return uses;
+}
+
 /* ---- the collector: it has the right, and reads nothing ---------------------------- */
 
 /* Who reads a stranger's bytes holds no right, and who holds a right reads no stranger's bytes.
  * So before the request is read each family gets a collector, a child that keeps the rights of
  * nfprom; nfprom then drops its own (drop_rights). On the channel between them the collector
  * takes nothing but words of one length, each of which says: run that command, and hold the lock
- * so. It answers with the read ends of two pipes, and when the command has ended with how.
+ * so. It answers with the read ends of two pipes, and when the command has ended with how. Or the
+ * word says: ask the kernel what it counts.
  *
  * The collector leads a process group of its own; in it popen's shell becomes iptables-save. When
  * the channel is closed the collector ends with its group: so a command that hangs is killed with
@@ -1824,8 +1931,8 @@ static const char *command_of(const struct collector *collector, enum dialect di
 
 /* From nfprom. */
 struct order {
-    uint32_t dialect; /* which of the commands */
-    uint32_t lock;    /* enum lock_use */
+    uint32_t task; /* which of the commands (enum dialect), or COUNT_USES */
+    uint32_t lock; /* enum lock_use */
 };
 
 /* To nfprom. The first comes with the pipes' ends, unless there is an error. */
@@ -1842,6 +1949,7 @@ struct end {
 };
 
 enum {
+    COUNT_USES = DIALECT_LIST + 1,
     COLLECTOR_GONE = -1, /* in place of errno */
     CANNOT_RUN = 126,
     BY_SIGNAL = 128,       /* and its number */
@@ -1950,7 +2058,7 @@ static bool obey(const struct collector *self, struct order order) {
     bool piped = pipe2(out, O_CLOEXEC) == 0 && pipe2(err, O_CLOEXEC) == 0 &&
                  dup2(out[1], STDOUT_FILENO) >= 0 && dup2(err[1], STDERR_FILENO) >= 0;
     struct start start = {piped ? 0 : errno, state_of(&lock)};
-    FILE *pipe = piped ? popen(command_of(self, order.dialect), "we") : NULL;
+    FILE *pipe = piped ? popen(command_of(self, order.task), "we") : NULL;
     int error = errno;
     tell_start(&start, out[0], err[0]);
     for (int i = 0; i < 2; i++) {
@@ -1965,10 +2073,15 @@ static bool obey(const struct collector *self, struct order order) {
     return dup2(CHANNEL, STDOUT_FILENO) >= 0 && dup2(CHANNEL, STDERR_FILENO) >= 0;
 }
 
+static bool tell_uses(const struct collector *self) {
+    struct uses uses = count_uses(self->config, self->kind->number);
+    return send(CHANNEL, &uses, sizeof uses, MSG_NOSIGNAL) == sizeof uses;
+}
+
 /* Takes an order. False: it is none, or there will be no more. */
 static bool take_order(struct order *order) {
     ssize_t len = recv(CHANNEL, order, sizeof *order, MSG_TRUNC);
-    return len == sizeof *order && order->dialect <= DIALECT_LIST &&
+    return len == sizeof *order && order->task <= COUNT_USES &&
            order->lock <= LOCK_WAITED_FOR;
 }
 
@@ -2002,7 +2115,7 @@ static _Noreturn void collect(const struct collector *self, int channel) {
                  fcntl(CHANNEL, F_SETFL, O_ASYNC) == 0;
     close(channel);
     while (ready && take_order(&order))
-        ready = obey(self, order);
+        ready = order.task == COUNT_USES ? tell_uses(self) : obey(self, order);
     kill_group(0);
     _exit(0);
 }
@@ -2159,14 +2272,29 @@ struct run {
 };
 
 /* Waits for what comes through the channel. False: nothing until the deadline. */
-static bool await(struct run *run, usec deadline) {
-    struct pollfd channel = {.fd = run->collector->channel, .events = POLLIN};
+static bool await_word(const struct collector *collector, usec deadline) {
+    struct pollfd channel = {.fd = collector->channel, .events = POLLIN};
     int ready;
     do {
         ready = poll(&channel, 1, ms_until(deadline));
     } while (ready < 0 && now() < deadline);
-    run->timed_out = ready <= 0;
     return ready > 0;
+}
+
+static bool await(struct run *run, usec deadline) {
+    run->timed_out = !await_word(run->collector, deadline);
+    return !run->timed_out;
+}
+
+/* The error, 0 if the collector has got the order. */
+static int send_order(const struct collector *collector, struct order order) {
+    ssize_t sent;
+    do {
+        sent = send(collector->channel, &order, sizeof order, MSG_NOSIGNAL);
+    } while (sent < 0 && errno == EINTR);
+    if (sent >= 0)
+        return 0;
+    return errno == EPIPE || errno == ECONNRESET ? COLLECTOR_GONE : errno;
 }
 
 /* Takes the two ends out of a message. */
@@ -2210,18 +2338,10 @@ static bool await_start(struct run *run, usec deadline) {
 /* Tells the collector to start a command. */
 static struct run start_run(struct collector *collector, enum dialect dialect,
                             enum lock_use lock) {
-    struct order order = {dialect, lock};
     struct run run = {.collector = collector, .out = -1, .err = -1};
-    if (collector->channel < 0) {
-        run.error = collector->error;
-        return run;
-    }
-    ssize_t sent;
-    do {
-        sent = send(collector->channel, &order, sizeof order, MSG_NOSIGNAL);
-    } while (sent < 0 && errno == EINTR);
-    if (sent < 0)
-        run.error = errno == EPIPE || errno == ECONNRESET ? COLLECTOR_GONE : errno;
+    bool is_there = collector->channel >= 0;
+    run.error = is_there ? send_order(collector, (struct order){dialect, lock})
+                         : collector->error;
     return run;
 }
 
@@ -2341,6 +2461,7 @@ struct family {
     usec lock_time;             /* of it, waiting for the lock of the legacy tables */
     enum lock_state lock_state; /* of the lock of the legacy tables, in the last run */
     bool may_be_zeroed; /* legacy tables: for a moment in each change all is zero */
+    struct uses uses;   /* what the kernel counts, where that is to be compared */
     struct facts facts;
     char reason[REASON_MAX]; /* why there is no success */
 };
@@ -2810,6 +2931,35 @@ static enum reading conclude(const struct config *config, struct family *family,
     return reading;
 }
 
+/* Whether the rules that were read, and the jumps, must be as many as the kernel counts. A list
+ * does not tell all jumps, nor does a table in which native base chains are, which may jump. A
+ * small chain is listed in one piece. */
+static bool is_countable(const struct config *config, const struct family *family,
+                         const struct ruleset *rs) {
+    enum {
+        SMALL_CHAIN =
+            30 /* rules; the kernel lists some 70 at a time, fewer if they are long */
+    };
+    bool is_large = false;
+    for (size_t i = 0; i < config->nchains; i++)
+        is_large |= count_rules(&family->facts.tallies[i]) > SMALL_CHAIN;
+    bool tells_all = family->facts.references.known && !strstr(rs->remark, "base-chains");
+    return is_large && rs->nft && tells_all;
+}
+
+/* Asks the kernel, by way of the collector. If it does not answer, nothing is known. */
+static struct uses ask_for_uses(struct collector *collector, usec deadline) {
+    struct uses uses = {.counts = {0}};
+    if (collector->channel < 0)
+        return uses;
+    if (send_order(collector, (struct order){COUNT_USES, LOCK_UNUSED}) == 0 &&
+        await_word(collector, deadline) &&
+        recv(collector->channel, &uses, sizeof uses, 0) == sizeof uses)
+        return uses;
+    dismiss_collector(collector);
+    return (struct uses){.counts = {0}};
+}
+
 /* One run from start to end. What can wait is done while the command gets going: the wait is for
  * it anyway. */
 static enum reading run_once(const struct config *config, struct family *family,
@@ -2841,7 +2991,11 @@ static enum reading run_once(const struct config *config, struct family *family,
     if (!started)
         return fail_to_start(family, &run, lock);
     family->timed_out = run.timed_out;
-    return conclude(config, family, &run, rs, dialect, whole);
+    enum reading reading = conclude(config, family, &run, rs, dialect, whole);
+    family->uses = (struct uses){.counts = {0}};
+    if (reading == READ_WHOLE && is_countable(config, family, rs))
+        family->uses = ask_for_uses(family->collector, deadline);
+    return reading;
 }
 
 /* ---- under the lock of the legacy tables */
@@ -2913,6 +3067,17 @@ static unsigned long count_copies(const struct family *family, size_t chain) {
     return family->facts.tallies[chain].copies;
 }
 
+/* By how many rules the kernel counts more, or fewer. */
+static unsigned long differs_from_uses(const struct family *family, size_t chain) {
+    const struct facts *facts = &family->facts;
+    unsigned long is =
+        count_rules(&facts->tallies[chain]) + facts->references.counts[chain];
+    unsigned long uses = family->uses.counts[chain];
+    if (uses == 0)
+        return 0;
+    return uses > is ? uses - is : is - uses;
+}
+
 /* What iptables was seen to print of chains that were otherwise, with status 0. */
 static const struct doubt {
     /* How much there is to doubt; 0: nothing. */
@@ -2929,6 +3094,8 @@ static const struct doubt {
     {has_only_zeros, 3, 4, true, false},
     /* By nft, while rules of the same chain were only checked. */
     {count_copies, 3, 6, false, true},
+    /* By nft, while the chain was loaded anew. (Or a map of native rules jumps to it.) */
+    {differs_from_uses, 3, 6, false, true},
 };
 
 enum {
@@ -3017,7 +3184,8 @@ static void tell_changes(struct family *family, int reads) {
     snprintf(
         family->reason, sizeof family->reason,
         "the ruleset changes while it is read: chains without a rule, with nothing but "
-        "zeros, or with a rule twice, in one of %d reads were others in the next",
+        "zeros, with a rule twice, or with other rules than the kernel counts, in one of %d "
+        "reads were others in the next",
         reads);
 }
 

@@ -242,6 +242,50 @@ ends('with a lock, a chain with a counter',       { save => [$SOME] }, '0 7', 's
 ends('-list of zeros, of legacy',                 { save => [$SOME], list => [$LISTED{ZERO}] }, '0 7', 'list save', flags => [qw(-list -variant legacy)]);
 ends('so they are of nft',                        { save => [$ZERO =~ s/v1\.8\.9/v1.8.9 (nf_tables)/r] }, '0 0', 'save', @unlocked);
 
+# ---- other rules than the kernel counts: of a large chain, while it is loaded anew. Here a real chain of nft has 40 rules, and a
+# jump to it in INPUT; the fake prints what it likes.
+
+SKIP: {
+    need_root(1);
+    my ($nft, $setpriv) = map { my $name = $_; (grep {-x} map {"$_/$name"} qw(/usr/sbin /sbin /usr/bin /bin))[0] } 'nft', 'setpriv';
+    skip_or_fail('needs nft, setpriv and a network namespace', 1) unless $nft && $setpriv && system('unshare', '-n', $nft, 'list ruleset') == 0;
+    for my $family ('ip', 'ip6') {
+        my $jump = 'type filter hook input priority 0; counter jump prometheus;';
+        spew("$DIR/$family.nft", "table $family filter {\nchain prometheus {\n" . "counter return\n" x 40 . "}\nchain two { counter return; }\nchain INPUT { $jump }\n}\n");
+    }
+    my @there = (wrap => ['unshare', '-n', 'sh', '-c', "$nft -f '$DIR/ip.nft' && $nft -f '$DIR/ip6.nft' && exec \"\$@\"", 'sh']);
+    my $printed = sub {
+        my ($rules, %o) = @_;
+        return save({ chains => [@CHAINS, ':two - [0:0]'], program => $o{program} },
+            $o{no_jump} ? () : '[1:1] -A INPUT -j prometheus', (map {"[7:70] -A prometheus -p tcp -m tcp --dport $_"} 1 .. $rules), '[7:70] -A two -p udp');
+    };
+    my $packets = sub { return join ' ', (7) x $_[0] };
+    my ($all, $less) = map { $printed->($_) } 40, 39;
+    ends('all rules that the kernel counts',       { save => [$all] },                            $packets->(40), 'save',                @there);
+    ends('fewer are read again',                   { save => [$less, $all] },                     $packets->(40), 'save save',           @there);
+    ends('... and once more',                      { save => [$less, $less, $all] },              $packets->(40), 'save save save',      @there);
+    ends('... and then believed',                  { save => [$less] },                           $packets->(39), 'save save save',      @there);
+    ends('... but others each time are not',       { save => [map { $printed->($_) } 39, 38, 39, 38, 39, 38] }, qr/^ipv4: the ruleset changes while it is read: .* other rules than the kernel counts/m,
+        join(' ', ('save') x 6), @there);
+    ends('more are read again',                    { save => [$printed->(41), $all] },            $packets->(40), 'save save',           @there);
+    ends('a jump that is not printed',             { save => [$printed->(40, no_jump => 1), $all] }, $packets->(40), 'save save',        @there);
+    ends('a small chain is not counted',           { save => [$printed->(30)] },                  $packets->(30), 'save',                @there);
+    ends('... one rule more is',                   { save => [$printed->(31), $all] },            $packets->(40), 'save save',           @there);
+    ends('native base chains may jump, too',       { save => ["$REMARK$less"] },                  $packets->(39), 'save',                @there);
+    ends('legacy tables are not in nft',           { save => [$printed->(39, program => 'iptables-save v1.8.9')] }, $packets->(39), 'save', @there);
+    ends('a list does not tell the jumps',         { list => [join "\n", '-N prometheus', (map {"-A prometheus -p tcp -m tcp --dport $_ -c 7 70"} 1 .. 39), ''] }, $packets->(39), 'list', @there, flags => ['-list']);
+    ends('the second of two chains',               { save => [$less, $all] },                     $packets->(41), 'save save',           @there, flags => [qw(-chain two -chain prometheus)]);
+    ends('where there is no time to read again',   { save => [{ out => $less, slow => 3 }] },     $packets->(39), 'save',                @there, flags => [qw(-timeout 14s)]);
+    ends('who has no right does not know',         { save => [$less] },                           $packets->(39), 'save', wrap => [@{ $there[1] }, $setpriv, qw(--bounding-set=-net_admin --)]);
+    ends('a chain that nft has not got',           { save => [$less] },                           $packets->(39), 'save', wrap => [qw(unshare -n)]);
+    ends('a table that nft has not got',           { save => [$less =~ s/^\*filter/*mangle/mr] }, $packets->(39), 'save', @there, flags => [qw(-table mangle)]);
+    answers_in_turn(save => [$less]);
+    fake6(out => $less);
+    my $r = serve(get('/metrics'), flags => [qw(-ipv6 -ipv4=false)], @there);
+    answers($r, 200, 'IPv6 has its own chain');
+    is(scalar grep({/^ip6tables-save/} commands()), 3, '... which is counted, too');
+}
+
 # ---- of two families, each by itself
 
 {

@@ -59,6 +59,30 @@ sub none_wrong {
     stop($loader);
 }
 
+# ---- a chain that is loaded anew, while somebody listens to changes: the kernel leaves rules out
+
+{
+    my $rules = 300;
+    my $jump  = '[1:1] -A INPUT -j prometheus';
+    restore(4, 'nft', ruleset($rules) =~ s/^(?=COMMIT)/$jump\n/mr);
+    spew("$DIR/anew", ruleset($rules));
+    spew("$DIR/anew.times", '');
+    my $listener = start("$DIR/listener.log", 'sh', '-c', 'exec nft monitor > /dev/null');
+    my $loader   = start("$DIR/loader.log", 'sh', '-c', 'while iptables-nft-restore -c -n < "$0"; do echo >> "$0.times"; done', "$DIR/anew");
+    ok((patiently { length slurp("$DIR/anew.times") > 2 }), 'the chain is loaded anew in a loop');
+    my ($met, $reads, @ends) = (0, 0);
+    while ($reads++ < 4000 && $met < 5) {    # a kernel that does not do it is not met
+        my ($status, $saved) = run('', qw(iptables-nft-save -c -t filter));
+        $met++ if $status eq '0' && (() = $saved =~ /-A prometheus /g) != $rules;
+        push @ends, scrape($rules, [], qw(-variant nft));
+    }
+    note("iptables-nft-save by itself: $met of " . ($reads - 1) . ' reads without all rules');
+    my $whole = none_wrong('nft, while its 300 rules are loaded anew', @ends);
+    cmp_ok($whole, '>', 0, '... and some are whole');
+    is(slurp("$DIR/loader.log"), '', '... the loader has met no error');
+    stop($_) for $loader, $listener;
+}
+
 # ---- iptables without memory
 
 SKIP: {
