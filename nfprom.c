@@ -2755,7 +2755,10 @@ static const struct advice {
      "(PREROUTING is in raw, mangle and nat); for a base chain of native nft rules: README, "
      "Hosts with native nft rules",
      put_no_details},
-    {lacks_chain, "; make the chain with `", put_chain_commands},
+    {lacks_chain,
+     "; if a script makes it (/etc/nfprom/chain, /etc/nfprom/lan-hosts), run that; else make the "
+     "chain with `",
+     put_chain_commands},
     {shows_nothing_beside_legacy,
      "; there are legacy tables: if the chain is in one of them, use -variant legacy",
      put_no_details},

@@ -336,7 +336,7 @@ none_left('no process is left of all this');
     my @many = map { sprintf "%02d%s", $_, "'" x 26 } 1 .. 64;
     fake(lists => {});
     answers(serve(get('/metrics'), flags => ['-list', map { ('-chain', $_) } @many]), 503, 'of many long names the reason is told all the same',
-        body => qr/No chain.*; make the chain with /s);
+        body => qr/No chain.*; else make the chain with /s);
 }
 
 done_testing;

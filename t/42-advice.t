@@ -40,14 +40,14 @@ advises('an extension of iptables that cannot be read, with status 0', { out => 
 advises('... with another', { out => '', err => $unreadable, status => 1 }, qr/ended with status 1; .*; the user of this process must be able to read the files of iptables$/m);
 advises("... of $_", { out => filter_table('-p udp'), err => $unreadable =~ s/libxt_udp/$_/gr }, qr/must be able to read the files of iptables$/m) for 'libipt_icmp', 'libip6t_icmp6';
 advises('... but not if there is no memory for it', { out => filter_table('-p udp'), err => $unreadable =~ s/cannot open.*/failed to map segment from shared object/r }, qr/; it needs more memory/);
-advises('... but not a chain of that name', { list => '', err => "iptables v1.8.9 (nf_tables): chain `memory' in table `filter' is incompatible, use 'nft' tool.\n", status => 1 }, qr/no chain memory; it said: .*; make the chain with/, '-list', '-chain', 'memory');
+advises('... but not a chain of that name', { list => '', err => "iptables v1.8.9 (nf_tables): chain `memory' in table `filter' is incompatible, use 'nft' tool.\n", status => 1 }, qr/no chain memory; it said: .*; else make the chain with/, '-list', '-chain', 'memory');
 advises('... nor if memory is', { err => "iptables-save v1.8.9 (nf_tables): Could not fetch rule set generation id: Memory allocation problem\n", status => 4 }, qr/; it needs more memory/);
 advises('a kernel without legacy tables', { err => "iptables-save v1.8.9 (legacy): Cannot initialize: Table does not exist (do you need to insmod?)\n", status => 1 },
     qr/; if this kernel has no legacy tables, use -variant nft, or load their module \(RHEL: kernel-modules-extra\)$/m);
 advises('... without their module', { err => "modprobe: FATAL: Module ip_tables not found in directory /lib/modules/6.17\n", status => 3 }, qr/; if this kernel has no legacy tables, use -variant nft/);
 advises('legacy in the unit as shipped', { err => "iptables-save v1.8.9 (legacy): Cannot initialize: Address family not supported by protocol\n", status => 1 }, qr/; the legacy backend needs more than the unit allows: the drop-in legacy\.conf/);
 my $none = save({ chains => [':INPUT ACCEPT [1:1]'] });
-advises('no such chain',               { out => $none }, qr/no chain prometheus; make the chain with `.*; if it is in the other backend, use -variant nft or -variant legacy$/m);
+advises('no such chain',               { out => $none }, qr/no chain prometheus; if a script makes it \(\/etc\/nfprom\/chain, \/etc\/nfprom\/lan-hosts\), run that; else make the chain with `.*; if it is in the other backend, use -variant nft or -variant legacy$/m);
 advises("a built-in chain's name, in small letters", { out => $none }, qr/no chain input; this is the name of a built-in chain, which are in capitals: of another -table, perhaps.*; for a base chain of native nft rules: README, Hosts with native nft rules/, '-chain', 'input');
 advises('... of another table',        { out => $none }, qr/no chain PREROUTING; this is the name of a built-in chain/, '-chain', 'PREROUTING');
 my @both = (qr/no chain prometheus;.* make the chain with `iptables -t filter -N prometheus` and send packets there: .*; without rules and a jump to it a chain counts nothing \(README, Make the chain, has both\); beside native nft rules: README, Hosts with native nft rules(?:;|$)/m);
