@@ -260,6 +260,10 @@ for (
     fake(out => $GOOD);
     is(serve(get('/metrics'))->{stderr}, '', 'a success says nothing');
 }
+{
+    fake(out => '', err => "boom\n", status => 1);
+    like(run(wrap => ['sh', '-c', 'exec "$@" 2>&1', 'sh'], flags => ['-print'])->{out}, qr/\Anfprom: ipv4: [^\n]*boom[^\n]*\n\z/, '-print with standard error on standard output: the reason is there');
+}
 SKIP: {
     need_root(2);
     my $can = system(qw(unshare -m true)) == 0;

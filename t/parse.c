@@ -160,6 +160,7 @@ static const struct {
     {"empty elements", "Accept: ,, ,\t,text/plain;;q=0.5; ;,,\r\n", "0:0 3:500 text"},
     {"only empty elements", "Accept:\r\nAccept: ,\r\nAccept: ;,;q=1\r\n", "0:0 0:0 text"},
     {"a lone quote", "Accept: \"\r\n", "0:0 0:0 text"},
+    {"... as a quality", "Accept: text/plain;q=\"\r\n", "0:0 0:0 text"},
     {"a lone quote hides what is behind it", "Accept: text/plain;q=0.5;x=\",*/*, " OM "\r\n", "0:0 3:500 text"},
     {"a backslash at the end", "Accept: text/plain;x=\"\\\r\n", "0:0 3:1000 text"},
     {"a backslash at the end of a quality", "Accept: text/plain;q=\"0.5\\\r\n", "0:0 3:500 text"},
