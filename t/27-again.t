@@ -281,7 +281,7 @@ SKIP: {
     ends('a table that nft has not got',           { save => [$less =~ s/^\*filter/*mangle/mr] }, $packets->(39), 'save', @there, flags => [qw(-table mangle)]);
     answers_in_turn(save => [$less]);
     fake6(out => $less);
-    my $r = serve(get('/metrics'), flags => [qw(-ipv6 -ipv4=false)], @there);
+    my $r = serve(get('/metrics'), flags => [qw(-ipv6 -ipv4=false -timeout 60m)], @there);
     answers($r, 200, 'IPv6 has its own chain');
     is(scalar grep({/^ip6tables-save/} commands()), 3, '... which is counted, too');
 }

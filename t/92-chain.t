@@ -148,7 +148,8 @@ event reload systemctl reload nftables
 printf '[Service]\nExecReload=\nExecReload=sleep 2\nExecReload=nft -f /etc/nftables.conf\n' | install -D -m 644 /dev/stdin /etc/systemd/system/nftables.service.d/slow.conf
 systemctl daemon-reload; event reload-slow systemctl reload nftables
 rm -r /etc/systemd/system/nftables.service.d; systemctl daemon-reload
-systemctl stop nftables; see stop; event start systemctl start nftables
+systemctl stop nftables; see stop; event unstopped bash -eu recipe-systemctl
+event start systemctl start nftables
 event by-hand nft -f /etc/nftables.conf
 event instead bash -eu recipe-nft
 # A script of one's own.
@@ -187,7 +188,7 @@ for ($section =~ /^(\| (?:`|a script).*)$/mg) {
     my ($name) = $by_hand =~ /^`([a-z-]+) /;
     $recipe{ defined $name ? $name : 'own' } = $instead =~ s/.*?`(.*?)`.*/$1\n/sr if $instead =~ /`/;
 }
-is_deeply([sort keys %recipe], [sort qw(install run units hook undo unhook firewall-cmd nft netfilter-persistent own)], 'README.md has all that is tried here') or BAIL_OUT('README.md');
+is_deeply([sort keys %recipe], [sort qw(install run units hook undo unhook firewall-cmd nft netfilter-persistent systemctl own)], 'README.md has all that is tried here') or BAIL_OUT('README.md');
 like($recipe{hook}, qr{/etc/ufw/after\.init}, 'and the hook of ufw');
 
 # ---- what came out
@@ -278,6 +279,7 @@ my %check = (
         is_there('reload', 0, 'reload by systemd');
         is_there('reload-slow', 0, 'reload by systemd, which takes its time');
         is_gone('stop', 'stop');
+        is_there('unstopped', 0, 'the unit reloaded while nftables is stopped');
         is_there('start', 0, 'and start');
         is_gone('by-hand', 'nft -f by hand');
         is_there('instead', 0, 'what README.md has instead');
