@@ -246,12 +246,18 @@ sub works_as_written {
 
     # The stand-alone nfprom has a process that listens, and one for each connection.
     my $connection = dial('127.0.0.1', $port);
-    my @readers;
+    my (@readers, @holders);
     my $holders = $name eq 'nfprom' ? 2 : 1;
-    ok(patiently { 1 == (@readers = readers()) }, "README.md, $name: one process that reads, for one connection");
+    patiently {
+        (@readers, @holders) = ();
+        push @{ hex($_->{CapPrm}) ? \@holders : \@readers }, $_ for grep { defined $_->{CapPrm} } our_processes();
+        $connection = dial('127.0.0.1', $port) if !@readers;    # nfprom has its own deadline
+        return 1 == @readers && $holders == @holders;
+    };
+    is(scalar(@readers), 1, "README.md, $name: one process that reads, for one connection");
     is_nobody("README.md, $name: nfprom", 0, %$_) for @readers;
-    is(scalar holders(), $holders, "README.md, $name: others hold the right: $holders");
-    is_nobody("README.md, $name: a holder", 1, %$_) for holders();
+    is(scalar(@holders), $holders, "README.md, $name: others hold the right: $holders");
+    is_nobody("README.md, $name: a holder", 1, %$_) for @holders;
     is_nobody("README.md, $name: the server", 1, fields_of($pid)) if $name ne 'inetd';
     close $connection;
     stop($pid);
