@@ -165,18 +165,19 @@ ok(patiently { outcome("127.0.0.$_", $limited_port) eq 200 }, "xinetd: 127.0.0.$
 
 stop($limited_xinetd);
 
-# Too many connections a second. Not every machine starts 200 processes in one: here more than 10 are too many.
+# Too many connections a second. Not every machine starts 200 processes in one: here more than 10 are too many. (None comes from
+# 127.0.0.1: while nobody listens, a connection to a port of one's own address may meet itself, and keep the port.)
 my $paced_port = free_port();
 my $paced = $limited =~ s{^(\s*port\s*=).*}{$1 $paced_port}mr;
 is($paced =~ s{^(\s*cps\s*=) 200 1$}{$1 10 1}m, 1, 'xinetd: 200 connections a second are allowed, or a second of rest follows');
 my $paced_xinetd = start("$DIR/xinetd.log", 'xinetd', '-dontfork', '-f', spew("$DIR/paced.conf", $paced), '-pidfile', "$DIR/paced.pid");
 ok(wait_for_port($paced_port), 'xinetd with 10 in place of 200: listens');
-is(outcome('127.0.0.1', $paced_port), 200, 'xinetd with 10: answers');
+is(outcome('127.0.0.2', $paced_port), 200, 'xinetd with 10: answers');
 my ($made, $end) = (0, time + 600);
-while (time < $end && dial('127.0.0.' . ($made % 5 + 1), $paced_port)) { $made++ }
+while (time < $end && dial('127.0.0.' . ($made % 5 + 2), $paced_port)) { $made++ }
 cmp_ok(time, '<', $end, "xinetd with 10: many at once close it") or diag("$made connections");
 cmp_ok($made, '>=', 9, 'xinetd with 10: but not before');
-ok(patiently { outcome('127.0.0.1', $paced_port) eq 200 }, 'xinetd with 10: a moment later it is answered again');
+ok(patiently { outcome('127.0.0.2', $paced_port) eq 200 }, 'xinetd with 10: a moment later it is answered again');
 stop($paced_xinetd);
 ok(patiently { !our_processes() }, 'xinetd: no process is left');
 flush_all();
