@@ -10,7 +10,6 @@ package NF;
 use strict;
 use warnings;
 use Cwd ();
-use Encode ();
 use Exporter 'import';
 use Fcntl qw(:DEFAULT :flock);
 use File::Copy ();
@@ -550,12 +549,19 @@ sub log_lines { return grep {/^nfprom: /} split /\n/, $_[0] }
 
 # ---- the text exposition format 0.0.4
 
+# The characters of well-formed UTF-8, or undef. (Encode refuses U+FDD0 and others that are no characters, but are well-formed.)
+sub from_utf8 {
+    my ($chars) = @_;
+    return if !utf8::decode($chars) || $chars =~ /[\x{d800}-\x{dfff}]|[^\x{0}-\x{10ffff}]/;
+    return $chars;
+}
+
 # Reads a whole exposition as strictly as any scraper might. Returns an error ('' if none) and the
 # series in their order: {name, labels => {}, value => the digits as they stand}.
 sub parse_metrics {
     my ($text) = @_;
     my (@series, %seen, %closed, %meta, $family);
-    my $chars = eval { Encode::decode('UTF-8', my $copy = $text, Encode::FB_CROAK()) };
+    my $chars = from_utf8($text);
     return 'not UTF-8' unless defined $chars;
     return 'does not end with a line feed' unless $text =~ /\n\z/;
     for my $line (split /\n/, $chars) {
@@ -624,7 +630,7 @@ my %SUFFIXES = (counter => ['_total', '_created'], gauge => [''], unknown => [''
 sub parse_openmetrics {
     my ($text) = @_;
     my (@series, %seen, %families, %taken, $family);
-    my $chars = eval { Encode::decode('UTF-8', my $copy = $text, Encode::FB_CROAK()) };
+    my $chars = from_utf8($text);
     return 'not UTF-8' unless defined $chars;
     return 'does not end with # EOF and one line feed' unless $chars =~ s/(?:\A|\n)\K# EOF\n\z//;
     return 'empty line' if $chars =~ /^\n/m;
