@@ -272,7 +272,7 @@ SKIP: {
     ends('a small chain is not counted',           { save => [$printed->(30)] },                  $packets->(30), 'save',                @there);
     ends('... one rule more is',                   { save => [$printed->(31), $all] },            $packets->(40), 'save save',           @there);
     ends('native base chains may jump, too',       { save => ["$REMARK$less"] },                  $packets->(39), 'save',                @there);
-    ends('legacy tables are not in nft',           { save => [$printed->(39, program => 'iptables-save v1.8.9')] }, $packets->(39), 'save', @there);
+    ends('legacy tables are not in nft',           { save => [$printed->(39, program => 'iptables-save v1.8.9')] }, $packets->(39), 'save', @there, @unlocked);
     ends('a list does not tell the jumps',         { list => [join "\n", '-N prometheus', (map {"-A prometheus -p tcp -m tcp --dport $_ -c 7 70"} 1 .. 39), ''] }, $packets->(39), 'list', @there, flags => ['-list']);
     ends('the second of two chains',               { save => [$less, $all] },                     $packets->(41), 'save save',           @there, flags => [qw(-chain two -chain prometheus)]);
     ends('where there is no time to read again',   { save => [{ out => $less, slow => 3 }] },     $packets->(39), 'save',                @there, flags => [qw(-timeout 14s)]);
