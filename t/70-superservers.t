@@ -31,8 +31,10 @@ sub our_processes {
 }
 
 # Of these, those that read a request, and those that hold a right: collectors, and who listens.
-sub readers { return grep { defined $_->{CapPrm} && !hex $_->{CapPrm} } our_processes() }
-sub holders { return grep { hex($_->{CapPrm} || 0) } our_processes() }
+sub reads { my ($process) = @_; return defined $process->{CapPrm} && !hex $process->{CapPrm} }
+sub holds { my ($process) = @_; return hex($process->{CapPrm} || 0) }
+sub readers { return grep { reads($_) } our_processes() }
+sub holders { return grep { holds($_) } our_processes() }
 
 # What a process is allowed: nobody's, with CAP_NET_ADMIN alone; or without it, but in the set that bounds what it may get.
 sub is_nobody {
@@ -250,8 +252,9 @@ sub works_as_written {
     my (@readers, @holders);
     my $holders = $name eq 'nfprom' ? 2 : 1;
     patiently {
-        (@readers, @holders) = ();
-        push @{ hex($_->{CapPrm}) ? \@holders : \@readers }, $_ for grep { defined $_->{CapPrm} } our_processes();
+        my @all = our_processes();
+        @readers = grep { reads($_) } @all;
+        @holders = grep { holds($_) } @all;
         $connection = dial('127.0.0.1', $port) if !@readers;    # nfprom has its own deadline
         return 1 == @readers && $holders == @holders;
     };
