@@ -20,10 +20,10 @@
  * There is one deadline (-timeout, 8 s) for the whole exchange. A 200 says that each family which
  * reports success was read to its COMMIT (a list has none), with status 0, the chain found
  * and every counter a number below 2^64; a chain without any rule is believed only when the
- * other command has said the same, and a large one of nft when it has as many rules as the kernel
- * counts, or when the difference stays (read_believed). No byte of a request gets into a command, and the process
- * that reads it holds no right (see the collector). Messages go to standard error or, if that is
- * the client's connection, to syslog.
+ * other command has said the same, and a large one of nft when it has as many rules as the
+ * kernel counts, or when the difference stays (read_believed). No byte of a request gets into a
+ * command, and the process that reads it holds no right (see the collector). Messages go to
+ * standard error or, if that is the client's connection, to syslog.
  *
  * Exit status: 0 answered, 1 nfprom or iptables failed, 2 wrong flags.
  *
@@ -1810,7 +1810,7 @@ enum {
     CHAIN_TABLE = 1,       /* NFTA_CHAIN_* */
     CHAIN_NAME = 3,
     CHAIN_USE = 6,
-    ATTRIBUTE_MAX = 64 /* of a name, with what is in front of it */
+    NAME_SENT_MAX = 64 /* bytes; a longer name is cut, and then there is no such chain */
 };
 
 struct netlink_head {
@@ -1839,10 +1839,9 @@ static size_t aligned(size_t len) {
     return (len + ATTRIBUTE_ALIGNED - 1) / ATTRIBUTE_ALIGNED * ATTRIBUTE_ALIGNED;
 }
 
-/* A name too long for any chain or table is cut, and then there is no such chain. */
 static void add_name(struct chain_message *message, uint16_t type, struct text name) {
     char *to = (char *)message + message->head.len;
-    size_t len = name.len < ATTRIBUTE_MAX ? name.len : ATTRIBUTE_MAX;
+    size_t len = name.len < NAME_SENT_MAX ? name.len : NAME_SENT_MAX;
     struct attribute head = {(uint16_t)(sizeof head + len + 1), type};
     memcpy(to, &head, sizeof head);
     memcpy(to + sizeof head, name.at, len); /* behind it are zeros */
@@ -1851,21 +1850,18 @@ static void add_name(struct chain_message *message, uint16_t type, struct text n
 
 /* The number that a chain's description has, 0 if it has none. */
 static uint32_t find_use(const struct chain_message *message, size_t len) {
-    const char *at = message->attributes;
-    const char *end = (const char *)message + len;
+    const char *bytes = (const char *)message;
     struct attribute head;
     uint32_t use;
-    while (end - at >= (ptrdiff_t)sizeof head) {
-        memcpy(&head, at, sizeof head);
-        if (head.len < sizeof head || head.len > end - at)
+    for (size_t at = sizeof message->head; at + sizeof head <= len;
+         at += aligned(head.len)) {
+        memcpy(&head, bytes + at, sizeof head);
+        if (head.len < sizeof head || head.len > len - at)
             return 0;
         if (head.type == CHAIN_USE && head.len == sizeof head + sizeof use) {
-            memcpy(&use, at + sizeof head, sizeof use);
+            memcpy(&use, bytes + at + sizeof head, sizeof use);
             return ntohl(use);
         }
-        if (aligned(head.len) > (size_t)(end - at))
-            return 0;
-        at += aligned(head.len);
     }
     return 0;
 }
@@ -2491,6 +2487,15 @@ static bool says(const struct failure *failure, const char *words) {
     return strstr(failure->said, words) != NULL;
 }
 
+static bool says_one_of(const struct failure *failure, const char *const *words,
+                        size_t count) {
+    for (size_t i = 0; i < count; i++) {
+        if (says(failure, words[i]))
+            return true;
+    }
+    return false;
+}
+
 static bool lacks_chain(const struct failure *failure) {
     if (failure->rs->missing.len == 0)
         return false;
@@ -2591,11 +2596,7 @@ static bool lacks_memory(const struct failure *failure) {
         "llocate memory",  "lloc memory",     "ut of memory",          "emory allocation",
         "emory exhausted", "No buffer space", "failed to map segment",
     };
-    for (size_t i = 0; i < COUNT(words); i++) {
-        if (says(failure, words[i]))
-            return true;
-    }
-    return comes_near_limit(failure);
+    return says_one_of(failure, words, COUNT(words)) || comes_near_limit(failure);
 }
 
 /* iptables has an extension for each match and target. It tells the path of one that is there
@@ -2603,11 +2604,7 @@ static bool lacks_memory(const struct failure *failure) {
  * is printed as "-p udp" then. */
 static bool lacks_extension(const struct failure *failure) {
     static const char *const paths[] = {"/libxt_", "/libipt_", "/libip6t_"};
-    for (size_t i = 0; i < COUNT(paths); i++) {
-        if (says(failure, paths[i]))
-            return true;
-    }
-    return false;
+    return says_one_of(failure, paths, COUNT(paths));
 }
 
 /* A line that iptables does not print there begins like this. */
@@ -2940,8 +2937,7 @@ static enum reading conclude(const struct config *config, struct family *family,
 static bool is_countable(const struct config *config, const struct family *family,
                          const struct ruleset *rs) {
     enum {
-        SMALL_CHAIN =
-            30 /* rules; the kernel lists some 70 at a time, fewer if they are long */
+        SMALL_CHAIN = 30 /* rules: fewer than the kernel lists at a time, some 70 */
     };
     bool is_large = false;
     for (size_t i = 0; i < config->nchains; i++)
