@@ -204,6 +204,8 @@ table(
     'a comment alone'                => '-m comment --comment "all of it"'                       => 'rule <*> comment <all of it>',
     'a comment and a target'         => '-m comment --comment rest -j RETURN'                    => 'rule <-j RETURN> comment <rest>',
     'the comment is cut out'         => '-i eth0 -m comment --comment "x y" -p tcp -j RETURN'    => 'rule <-i eth0 -p tcp -j RETURN> comment <x y>',
+    # What is kept of a match with quotes ends in front of the length of the comment, which may be the number of a character with an escape.
+    (map { my $c = 'x' x ord; ('quotes, and a comment of ' . length($c) . ' bytes' => qq(-m string --string "a b" --algo bm -m comment --comment $c -j RETURN) => qq(rule <-m string --string "a b" --algo bm -j RETURN> comment <$c>)) } "\n", '"', '\\'),
     'a blank at the end'             => '-i eth0 '                                               => 'rule <-i eth0>',
     'two blanks in a row'            => '-i eth0  -p tcp  -j RETURN'                             => 'rule <-i eth0 -p tcp -j RETURN>',
     'blanks inside quotes stay'      => '-m string --string "a  b" --algo bm -j RETURN'          => 'rule <-m string --string "a  b" --algo bm -j RETURN>',

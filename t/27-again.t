@@ -79,6 +79,16 @@ ends('the other command fails',                     { save => [$EMPTY], list => 
     qr/^ipv4: a chain was printed without a rule.*not confirmed: `(?:sudo -n )?iptables -w .*status 4; it said: iptables: what now\?/m, 'save list');
 ends('the other command does not find the chain',   { save => [$EMPTY], list => [{ status => 1, err => "iptables: No chain/target/match by that name.\n" }] },
     qr/^ipv4: a chain was printed without a rule.*no chain prometheus/m, 'save list');
+{
+    # As long as a reason can be: a command of sixteen chains, all that iptables says, all the advice, and the doubt in front.
+    my @names = map { "$_," . q(') x 25 } 10 .. 25;
+    my $last  = "iptables: No chain/target/match by that name.\n# is incompatible\n# Warning: iptables-legacy tables present\n";
+    my @reason;
+    ends('the other command fails, and there is no end of what is to be said', { save => [save({ chains => [map {":$_ - [0:0]"} @names] })], list => [{ status => 1, err => 'x' x (999 - length $last) . "\n$last" }] },
+        qr/\A(?=ipv4: (a chain was printed without a rule.*)\n\z)(?{ @reason = $1 })/s, 'save list', flags => ['-ipv6=false', map { (-chain => $_) } @names]);
+    is(length $reason[0], 2999, '... a reason of 3,000 bytes, its end cut off');
+    like($reason[0], qr/no chain 10,.*; it said: x+\n.*; make the chain with |no chain 10,.*; it said: x+\n.*; there are legacy tables too/s, '... behind all that matters');
+}
 ends('the other command hangs',                     { save => [$EMPTY], list => [{ hang => 1 }] }, qr/^ipv4: a chain was printed without a rule.*did not end in time/m,
     'save list', flags => [qw(-timeout 5s)], status => 504);
 ends('... after words of a refusal',                 { save => [$EMPTY], list => [{ hang => 1, err => "iptables v1.8.9 (nf_tables): Permission denied (you must be root)\n" }] },

@@ -297,6 +297,9 @@ for (
     is(join('|', grep {/jump/} @{ page('how packets come to each of two chains', flags => [qw(-chain a -chain b)])->{paragraphs} }),
         join('|', map {"The chain $_, which may count a packet as often."} 'b of IPv4 jumps 3 times to the chain a', 'x of IPv4 jumps 3 times to the chain b'),
         '... is said for each of them');
+    fake(out => save({ chains => [':prometheus - [0:0]'] }, map { ("[1:2] -A c$_ -j prometheus") x 2 } 1 .. 40));
+    is(join('|', grep {/jump/} @{ page('how packets come to a chain from forty others')->{paragraphs} }),
+        join('|', map {"The chain c$_ of IPv4 jumps 2 times to the chain prometheus, which may count a packet as often."} 1 .. 32), '... is said of the first 32');
     fake(out => save({ chains => [':INPUT ACCEPT [1:1]', ':prometheus - [0:0]'] }, ('[1:2] -A INPUT -j prometheus') x 2), list => "-N prometheus\n");
     is(join('|', grep {/jump/} @{ page('how packets come to a chain of a list', flags => ['-list'])->{paragraphs} }), '', '... which does not tell it, though a table was read to confirm it');
     fake();

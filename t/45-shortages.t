@@ -478,12 +478,15 @@ sub children {
     return grep { slurp("/proc/$_/stat") =~ /\) \S $pid / } map {m{/proc/(\d+)}} glob '/proc/[0-9]*/stat';
 }
 
+sub free_port {
+    my $free = IO::Socket::IP->new(LocalHost => '127.0.0.1', LocalPort => 0, Listen => 1, Type => SOCK_STREAM) or die "no port: $@";
+    return $free->sockport;
+}
+
 # Starts a listener, which is not asked anything before the test does. Options as spawn's.
 sub listener {
     my (%o) = @_;
-    my $free = IO::Socket::IP->new(LocalHost => '127.0.0.1', LocalPort => 0, Listen => 1, Type => SOCK_STREAM) or die "no port: $@";
-    my $port = $free->sockport;
-    close $free;
+    my $port = free_port();
     open my $err, '+>:raw', "$DIR/listener.err" or die;
     my $pid = spawn(err => $err, %o, flags => ['-addr', "127.0.0.1:$port", @{ $o{flags} || [] }]);
     my $hex = sprintf '0100007F:%04X 00000000:0000 0A', $port;
@@ -493,8 +496,8 @@ sub listener {
 }
 
 sub ask {
-    my ($l) = @_;
-    my $sock = dial($l->{port}) or return { status => 0, raw => '' };
+    my ($l, $host) = @_;
+    my $sock = IO::Socket::IP->new(PeerHost => $host || '127.0.0.1', PeerPort => $l->{port}, Type => SOCK_STREAM) or return { status => 0, raw => '' };
     return converse($sock, get('/metrics'));
 }
 
@@ -524,6 +527,25 @@ SKIP: {
         is(ask($l)->{status}, 200, '... the next is answered');
         ok(faults(), '... and it was called');
         ends($l, "-addr with $fault", $log);
+    }
+
+    # Of a port alone one address is of IPv4, and the other of IPv6, which a kernel may not have.
+    for (['EAFNOSUPPORT', 'one'], ['EMFILE', 'none']) {
+        my ($error, $least) = @$_;
+        my ($n, %seen) = (0);
+        do {
+            unlink "$DIR/faults";
+            my $port = free_port();
+            open my $err, '+>:raw', "$DIR/listener.err" or die;
+            my $pid = spawn(fault('socket ' . ++$n . " $error"), err => $err, flags => ['-addr', ":$port"]);
+            my @at;
+            patiently(sub { @at = grep { ask({ port => $port }, $_)->{status} } qw(127.0.0.1 ::1); @at || slurp("/proc/$pid/stat") =~ /\) Z / });
+            $seen{ @at ? ('one', 'both')[$#at] : slurp("$DIR/listener.err") =~ /\Anfprom: -addr :$port: cannot listen: [^\n]+\n\z/ ? 'none' : 'silence' }++;
+            kill TERM => children($pid);
+            reap($pid);
+        } while faults() && $n < 40;
+        is(join(' ', sort keys %seen), "both $least", "-addr with a port alone, and one of its sockets cannot be made, $error: it listens at both, or at $least");
+        none_left('... no process is left');
     }
     my ($read, $write) = full_pipe();
     my $l = listener(fault('accept 1 EMFILE'), err => $write);

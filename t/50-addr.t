@@ -215,7 +215,7 @@ SKIP: {
     my $script = spew("$DIR/ipv6.pl", <<'PERL');
 use strict; use warnings; use IO::Socket::IP; use Time::HiRes 'sleep';
 my ($program) = @ARGV;
-system 'ip link set lo up; for a in 2001:db8:1::1 2001:db8:1::2 2001:db8:1::9 2001:db8:2::1; do ip address add $a/128 dev lo nodad; done';
+system 'ip link set lo up; for a in 2001:db8:1::1 2001:db8:1::2 2001:db8:1::9 2001:db8:2::1 2001:db8:1:1::1; do ip address add $a/128 dev lo nodad; done';
 my $pid = fork // die; exec $program, '-addr', '[::]:9914', '-timeout', '60m' if !$pid;
 sub dial { return IO::Socket::IP->new(PeerHost => '2001:db8:1::9', PeerPort => 9914, LocalHost => $_[0]) }
 sub ask { my $s = dial(@_) or return 'none'; syswrite $s, "GET /-/healthy HTTP/1.0
@@ -226,12 +226,12 @@ for (1 .. 6000) { last if dial('2001:db8:2::1'); sleep 0.1 }
 for (1 .. 6000) { last if !children(); sleep 0.1 }
 my @silent = map { dial('2001:db8:1::' . (1 + $_ % 2)) } 1 .. 8;
 for (1 .. 6000) { last if children() == 8; sleep 0.1 }
-print join('|', map { ask($_) } '2001:db8:1::1', '2001:db8:1::9', '2001:db8:2::1'), "
+print join('|', map { ask($_) } '2001:db8:1::1', '2001:db8:1::9', '2001:db8:2::1', '2001:db8:1:1::1'), "
 ";
 kill TERM => $pid; waitpid $pid, 0;
 PERL
-    is(`unshare -n '$^X' '$script' '$NFPROM' 2>/dev/null`, "closed|closed|HTTP/1.1 200 OK
-", 'IPv6: eight connections from a /64, another /64 is answered');
+    is(`unshare -n '$^X' '$script' '$NFPROM' 2>/dev/null`, "closed|closed|HTTP/1.1 200 OK|HTTP/1.1 200 OK
+", 'IPv6: eight connections from a /64; another /64 is answered, also the next one');
 }
 
 # ---- SIGTERM in the middle

@@ -54,6 +54,7 @@ static const struct {
     {"user", {SYS_setresuid}},
     {"capabilities", {SYS_capset}},
     {"prctl", {SYS_prctl}},
+    {"socket", {SYS_socket}},
 };
 
 static const struct {
@@ -64,6 +65,7 @@ static const struct {
     {"EINTR", EINTR},   {"EIO", EIO},       {"EMFILE", EMFILE}, {"ENFILE", ENFILE}, {"ENOBUFS", ENOBUFS},
     {"ENOENT", ENOENT}, {"ENOMEM", ENOMEM}, {"ENOSPC", ENOSPC}, {"EPERM", EPERM},   {"EPIPE", EPIPE},
     {"EDQUOT", EDQUOT}, {"ENOLCK", ENOLCK}, {"EBUSY", EBUSY},   {"E2BIG", E2BIG},   {"ECONNRESET", ECONNRESET},
+    {"EAFNOSUPPORT", EAFNOSUPPORT},
 };
 
 static void die(const char *what) {

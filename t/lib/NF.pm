@@ -464,7 +464,7 @@ sub converse {
         if ($may_write && vec $win, fileno $sock, 1) {
             my $n = syswrite $sock, $todo[0], 65536;
             if (defined $n) { substr $todo[0], 0, $n, '' }
-            elsif (!$!{EAGAIN}) { $r{write_error} = "$!"; @todo = () }
+            elsif (!$!{EAGAIN}) { $r{write_error} = "$!"; $r{unsent} //= grep { !ref } @todo; @todo = () }
         }
         if ($may_read && vec $rin, fileno $sock, 1) {
             my $n = sysread $sock, $raw, $o{read_chunk} || 65536, length $raw;
