@@ -5949,10 +5949,8 @@ static void take_connections(struct server *server) {
     bool shortage = false;
     int ready = ppoll(server->listeners, server->nlisteners, NULL, &server->mask);
     for (size_t i = 0; i < server->nlisteners && ready > 0; i++) {
-        if (!server->listeners[i].revents)
-            continue;
         if (!take_connection(server, server->listeners[i].fd))
-            shortage = true;
+            shortage = true; /* (EAGAIN, where no connection waits, is none) */
     }
     if (shortage)
         ppoll(NULL, 0, &moment, &server->mask);
