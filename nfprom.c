@@ -2593,8 +2593,9 @@ static bool comes_near_limit(const struct failure *failure) {
 
 static bool lacks_memory(const struct failure *failure) {
     static const char *const words[] = {
-        "llocate memory",  "lloc memory",     "ut of memory",          "emory allocation",
-        "emory exhausted", "No buffer space", "failed to map segment",
+        "llocate memory",        "lloc memory",     "ut of memory",
+        "emory allocation",      "emory exhausted", "No buffer space",
+        "failed to map segment", "cannot map zero", "cannot allocate TLS",
     };
     return says_one_of(failure, words, COUNT(words)) || comes_near_limit(failure);
 }

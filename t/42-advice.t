@@ -34,7 +34,9 @@ advises('a word like permission', { err => "Could not determine whether revision
 advises('native rules that iptables cannot say', { err => "Error: unknown payload offset\niptables-save v1.8.9 (nf_tables): Parsing nftables rule failed\n", status => 3 }, qr/; the table holds native nft rules that iptables cannot express/);
 advises('native rules that make iptables refuse the table', { out => "# Table `filter' is incompatible, use 'nft' tool.\n" }, qr/; the table holds native nft rules that iptables cannot express \(README, What it cannot see\)$/m);
 advises("no memory: $_", { err => "iptables-save: $_\n", status => 1 }, qr/; it needs more memory/) for 'Cannot allocate memory', "can't alloc memory", 'Out of memory', 'memory allocation failed', 'Memory exhausted', 'No buffer space available';
-advises('no memory for a library',     { err => "sh: error while loading shared libraries: libc.so.6: failed to map segment from shared object\n", status => 127 }, qr/; it needs more memory/);
+advises("no memory for a library: $_", { err => "sh: error while loading shared libraries: libc.so.6: $_\n", status => 127 }, qr/; it needs more memory/)
+    for 'failed to map segment from shared object', 'cannot map zero-fill pages', 'cannot create shared object descriptor: Cannot allocate memory';
+advises('... or for its threads', { err => "cannot allocate TLS data structures for initial thread\n", status => 127 }, qr/; it needs more memory/);
 my $unreadable = "/usr/lib/xtables/libxt_udp.so: /usr/lib/xtables/libxt_udp.so: cannot open shared object file: Permission denied\n";
 advises('an extension of iptables that cannot be read, with status 0', { out => filter_table('-p udp'), err => $unreadable }, qr/gave no counters: rules may lack what an extension of iptables would print; it said: \S+libxt_udp\.so: .*; the user of this process must be able to read the files of iptables$/m);
 advises('... with another', { out => '', err => $unreadable, status => 1 }, qr/ended with status 1; .*; the user of this process must be able to read the files of iptables$/m);

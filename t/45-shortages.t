@@ -168,28 +168,48 @@ SKIP: {
     # memory: nothing is known of what libc does with it, so each call
     my %seen = (sweep('memory N ENOMEM', '200|503'), sweep('memory N+ ENOMEM', '200|503'));
     ok($seen{200}, '... and at last it is enough');
+    {
+        # Also what the command needs to be found and understood.
+        my ($n, @bad) = (0);
+        my %env = (FAULTS => "$DIR/faults", LC_ALL => 'de_DE', PATH => "$DIR/bin:/usr/bin:/bin");
+        do {
+            unlink "$DIR/faults";
+            my $r = serve(get('/metrics'), wrap => [$FAULT, 'memory', ++$n, 'ENOMEM'], env => \%env);
+            my @got = slurp("$DIR/environment") =~ /^((?:LC_ALL|PATH)=.*)$/mg;
+            my $got = join ' ', sort @got;
+            push @bad, "$n: $got" if $r->{status} == 200 && $got ne "LC_ALL=C PATH=$env{PATH}:/usr/sbin:/sbin";
+        } while faults() && $n < 200 && @bad < 3;
+        is("@bad", '', "no memory for the Nth call, and no success without the command's environment, $n calls");
+    }
     fake(out => filter_table('-d 192.0.2.1/32 -p tcp -m tcp --dport 22 -j RETURN', '-j RETURN') =~
         s{(?=COMMIT)}{join '', map {"[1:1] -A INPUT -s 10.0.$_.0/24 -j ACCEPT\n"} 1 .. 200}er);
     sweep('-f memory N ENOMEM', '200|503');
     fake(out => filter_table(qq(-d 192.0.2.1/32 -p tcp -m comment --comment "caf\xe9" -m tcp --dport 22 -j RETURN), '-j RETURN'));
     sweep('memory N ENOMEM', '200|503');    # also for a text that is shown in other bytes
-    fake(out => $many);
-    my ($n, $got, @bad, @kept) = (0, '');
-    do {
-        unlink "$DIR/faults";
-        my $r = serve(get('/metrics'), fault('memory ' . ++$n . '+ ENOMEM'));
-        push @kept, $r->{body} =~ /after (\d+) rules/;
-        my $rules = () = $r->{body} =~ /^nfprom_bytes_total/mg;
-        $got = "$r->{status} $r->{exit} $rules";
-        push @bad, "$n: $got" if $got !~ /\A(?:200 0 3000|503 1 0)\z/ || $got =~ /^503/ && "$r->{body}|$r->{stderr}" !~ $MEMORY;
-    } while faults() && $n < 200 && @bad < 3;
-    is("@bad $got", ' 200 0 3000', "3,000 rules, and memory ends at the Nth call: all or `memory`, $n calls");
-    ok(scalar grep({ $_ > 0 && $_ < 3000 } @kept), "... and where in the chain it was: @kept");
+    my $each = filter_table(map {qq(-i eth$_ -j LOG --log-prefix "a target of its own, number $_ ")} 1 .. 3000);
+    for (
+        ['3,000 rules',                    $many, qr/^nfprom_bytes_total/m],
+        ['... each with a target of its own', $each, qr/^nfprom_rule_bytes_total\{l2proto="ipv4",rule="-i eth(\d+) -j LOG --log-prefix \\"a target of its own, number \1 \\""/m],
+    ) {
+        my ($what, $out, $one) = @$_;
+        fake(out => $out);
+        my ($n, $got, @bad, @kept) = (0, '');
+        do {
+            unlink "$DIR/faults";
+            my $r = serve(get('/metrics'), fault('memory ' . ++$n . '+ ENOMEM'));
+            push @kept, $r->{body} =~ /after (\d+) rules/;
+            my $rules = () = $r->{body} =~ /$one/g;
+            $got = "$r->{status} $r->{exit} $rules";
+            push @bad, "$n: $got" if $got !~ /\A(?:200 0 3000|503 1 0)\z/ || $got =~ /^503/ && "$r->{body}|$r->{stderr}" !~ $MEMORY;
+        } while faults() && $n < 200 && @bad < 3;
+        is("@bad $got", ' 200 0 3000', "$what, and memory ends at the Nth call: all or `memory`, $n calls");
+        ok(scalar grep({ $_ > 0 && $_ < 3000 } @kept), "... and where in the chain it was: @kept");
+    }
     fake(out => $GOOD);
 
     # the page that adds up needs more of it, when all is read
     my %ends;
-    ($n, @bad) = (0);
+    my ($n, $got, @bad) = (0, '');
     do {
         unlink "$DIR/faults";
         my $r = serve(get('/status?by=port'), fault('memory ' . ++$n . '+ ENOMEM'));
@@ -538,8 +558,9 @@ SKIP: {
             my $port = free_port();
             open my $err, '+>:raw', "$DIR/listener.err" or die;
             my $pid = spawn(fault('socket ' . ++$n . " $error"), err => $err, flags => ['-addr', ":$port"]);
-            my @at;
-            patiently(sub { @at = grep { ask({ port => $port }, $_)->{status} } qw(127.0.0.1 ::1); @at || slurp("/proc/$pid/stat") =~ /\) Z / });
+            my $answering = sub { return grep { ask({ port => $port }, $_)->{status} } qw(127.0.0.1 ::1) };
+            patiently(sub { $answering->() || slurp("/proc/$pid/stat") =~ /\) Z / });
+            my @at = $answering->();    # where one answers the other has been tried
             $seen{ @at ? ('one', 'both')[$#at] : slurp("$DIR/listener.err") =~ /\Anfprom: -addr :$port: cannot listen: [^\n]+\n\z/ ? 'none' : 'silence' }++;
             kill TERM => children($pid);
             reap($pid);
