@@ -3965,6 +3965,8 @@ static void put_comments(struct sink *sink, const struct rule *rule) {
         put_html(sink, tag.value);
         is_first = false;
     }
+    if (!is_first)
+        put_string(sink, " "); /* what follows is apart also where no style is */
 }
 
 /* Why a comment gives no labels. */
@@ -3995,11 +3997,11 @@ static void put_rule_cell(struct sink *sink, const struct row *row) {
         put_string(sink, "*");
     put_string(sink, "</code>");
     if (rule->tag_error != TAGS_GOOD)
-        put_format(sink, "<small>no labels: %s</small>", tag_errors[rule->tag_error]);
+        put_format(sink, " <small>no labels: %s</small>", tag_errors[rule->tag_error]);
     if (row->fact->unreachable)
-        put_string(sink, "<small>unreachable</small>");
+        put_string(sink, " <small>unreachable</small>");
     if (row->goes_on)
-        put_string(sink, "<small>goes on</small>");
+        put_string(sink, " <small>goes on</small>");
 }
 
 static void put_value_cell(struct sink *sink, struct value value) {
@@ -4936,10 +4938,10 @@ static void put_group_cell(struct sink *sink, const struct page *page,
     }
     put_html(sink, group->value);
     if (group->unreachable > 0)
-        put_format(sink, "<small>unreachable: %lu of %lu rules</small>",
+        put_format(sink, " <small>unreachable: %lu of %lu rules</small>",
                    group->unreachable, group->rules);
     if (group->goes_on)
-        put_string(sink, "<small>goes on</small>");
+        put_string(sink, " <small>goes on</small>");
 }
 
 static void put_side(struct sink *sink, const struct side *side,

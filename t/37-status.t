@@ -67,9 +67,13 @@ sub read_table {
             my ($width) = $goes_on ? () : $bar->{attributes}{width} =~ /([\d.]+)/;
             die "a share of $share\n" if $share ne ($goes_on ? $NONE : "$width %");
             my ($code) = below($head, 'code');
-            my @comment = grep { !ref $_ || $_->{name} !~ /\A(?:code|small)\z/ } @{ $head->{children} };
+            my @parts = @{ $head->{children} };
+            my $comment = '';
+            while (@parts && !(ref $parts[0] && $parts[0]{name} =~ /\A(?:code|small)\z/)) { my $part = shift @parts; $comment .= ref $part ? text_in($part) : $part }
+            die "a comment that runs into the rule: $comment\n" if $code && $comment ne '' && $comment !~ / \z/;
+            die "a mark that runs into the rule\n" if grep { ref $parts[$_] && $parts[$_]{name} eq 'small' && (!$_ || ref $parts[ $_ - 1 ] || $parts[ $_ - 1 ] !~ / \z/) } 0 .. $#parts;
             my %row = (
-                group => $group, comment => join('', map { ref $_ ? text_in($_) : $_ } @comment) =~ s/\n\z|\Apolicy\K \z//r,
+                group => $group, comment => $comment =~ s/[ \n]\z|\Apolicy\K \z//r, text => text_in($head) =~ s/\A\s+|\s+\z//gr,
                 rule => $code ? text_in($code) =~ s/\n\z//r : '', cells => [map { spaced(text_in($_)) } @cells],
                 packets => $packets, bytes => $bytes, share => $share, node => $tr,
             );
@@ -560,7 +564,7 @@ SKIP: {
                 is(evaluate($session, 'document.compatMode'), 'CSS1Compat', '... in the mode of standards');
                 next unless $out && ok($page, "$what: a page in order");
                 my @rows = map { Encode::encode('UTF-8', join ' | ', @$_) } grep { @$_ > 1 } @{ JSON::PP->new->decode(evaluate($session, $ROWS)) };
-                my @expected = map { my $t = $_; Encode::encode('UTF-8', join ' | ', ($t->{comment} . $t->{rule} . $t->{marks}) =~ s/\A\s+|\s+\z//gr, @{ $t->{cells} }, @$t{qw(packets bytes share)}) }
+                my @expected = map { my $t = $_; Encode::encode('UTF-8', join ' | ', $t->{text}, @{ $t->{cells} }, @$t{qw(packets bytes share)}) }
                     @{ $page->{rows} }, map { $page->{totals}{'IPv4, chain prometheus'}{$_} } qw(In Out Neither);
                 my @differ = grep { ($rows[ $_ + 1 ] // 'nothing') ne $expected[$_] } 0 .. $#expected;
                 ok(@rows == 1 + @expected && !@differ, "$what: each row as it was sent")

@@ -283,9 +283,9 @@ for my $flags ([], [qw(-timeout 50s)]) {
     two_reads(\@first, \@second);
     my $view = view("seconds=1 @$flags", '?seconds=1', flags => $flags);
     is(counted($view), join("\n",
-        'service=<b>web & "co"-d 192.0.2.1/32 -p tcp -m tcp --dport 80 -j RETURN | 5e+08 B, 6e+02 | -, - | -, - | 100.0 %', '-i eth0 [goes on] | -, - | -, - | 9e+02 B, 50 | -',
-        '-j RETURN | -, - | -, - | 3e+02 B, 40 | 0.0 %', 'host=alpha; service=ssh-d 192.0.2.1/32 -p tcp -m tcp --dport 22 -j RETURN | 2e+02 B, 60 | -, - | -, - | 0.0 %',
-        'host=alpha; service=ssh-s 192.0.2.1/32 -p tcp -m tcp --sport 22 -j RETURN | -, - | 0 B, 0 | -, - | 0.0 %'), '... what each rule has counted in between, the largest first');
+        'service=<b>web & "co" -d 192.0.2.1/32 -p tcp -m tcp --dport 80 -j RETURN | 5e+08 B, 6e+02 | -, - | -, - | 100.0 %', '-i eth0 [goes on] | -, - | -, - | 9e+02 B, 50 | -',
+        '-j RETURN | -, - | -, - | 3e+02 B, 40 | 0.0 %', 'host=alpha; service=ssh -d 192.0.2.1/32 -p tcp -m tcp --dport 22 -j RETURN | 2e+02 B, 60 | -, - | -, - | 0.0 %',
+        'host=alpha; service=ssh -s 192.0.2.1/32 -p tcp -m tcp --sport 22 -j RETURN | -, - | 0 B, 0 | -, - | 0.0 %'), '... what each rule has counted in between, the largest first');
     my ($apart) = map {/were (\S+) s apart/} @{ $view->{paragraphs} };
     cmp_ok($apart, '>=', 1, '... the reads are a second apart, or more');
     is(reads(), 2, '... iptables is run twice');
@@ -333,9 +333,9 @@ for (
         [(map {"was not there in the first read: -p udp -d 10.0.0.$_ -j RETURN"} 1 .. 4), map {"was not there in the second read: -p tcp -d 10.0.0.$_ -j RETURN"} 1 .. 4], []],
     ['another order',        ['1 1 -p tcp', '5 9 -p udp'],                 ['6 11 -p udp', '2 2 -p tcp'], [], ['-p udp', '-p tcp']],
     ['another comment',      ['1 1 -p tcp ' . comment('a'), '5 9 -p udp'], ['2 2 -p tcp ' . comment('b'), '6 11 -p udp'],
-        ['was not there in the first read: b-p tcp -j RETURN', 'was not there in the second read: a-p tcp -j RETURN'], ['-p udp']],
+        ['was not there in the first read: b -p tcp -j RETURN', 'was not there in the second read: a -p tcp -j RETURN'], ['-p udp']],
     ['another name in it',   ['1 1 -p tcp ' . comment('nfprom(a=b)')],     ['2 2 -p tcp ' . comment('nfprom(a=c)')],
-        ['was not there in the first read: a=c-p tcp -j RETURN', 'was not there in the second read: a=b-p tcp -j RETURN'], []],
+        ['was not there in the first read: a=c -p tcp -j RETURN', 'was not there in the second read: a=b -p tcp -j RETURN'], []],
     ['all alike, as many',   [('1 1 -p tcp') x 2],                         ['3 4 -p tcp', '1 1 -p tcp'], [], ['-p tcp', '-p tcp']],
     ['one more of them',     [('1 1 -p tcp') x 2, '1 1 -p udp'],           [('9 9 -p tcp') x 3, '2 2 -p udp'], [('is one of several alike, of which some came, went or were set back: -p tcp -j RETURN') x 3], ['-p udp']],
     ['one less of them',     [('1 1 -p tcp') x 2, '1 1 -p udp'],           [('9 9 -p tcp') x 1, '2 2 -p udp'], ['is one of several alike, of which some came, went or were set back: -p tcp -j RETURN'], ['-p udp']],
@@ -343,7 +343,7 @@ for (
     my ($what, $before, $after, $changes, $left) = @$_;
     two_reads(map { [map { rule(split / /, $_, 3) } @$_] } $before, $after);
     my $view = view($what, '?seconds=1');
-    is(join("\n", map { s/ \[unreachable\]//r =~ s/unreachable\z//r } @{ $view->{changes} }), join("\n", @$changes), "... $what: it is named");
+    is(join("\n", map { s/ \[unreachable\]//r =~ s/ unreachable\z//r } @{ $view->{changes} }), join("\n", @$changes), "... $what: it is named");
     is(join('|', map { /\A(?:a=.)?(.*?) -j/ } map { @{ $_->{rows} } } @{ $view->{tables} }), join('|', @$left), '... and has no rate');
 }
 two_reads(['[1:1] -A INPUT -p tcp -j ACCEPT'], ['[3:801] -A INPUT -p tcp -j ACCEPT'], save => { chains => [':INPUT DROP [5:50]'] });
