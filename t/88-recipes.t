@@ -110,7 +110,7 @@ recipe raw; raw_rules raw | out raw-twice
 scrape | out raw
 iptables-save -c -t filter | out raw-filter
 settled; journal | out raw-journal
-recipe raw-undo; { raw_rules raw; grep '^TABLE=' /etc/nfprom/chain; ls /etc/default/nfprom 2> /dev/null; } | out raw-undone
+recipe raw-undo; { raw_rules raw; grep '^TABLE=' /etc/nfprom/chain; cat /etc/default/nfprom; } | out raw-undone
 sed s/raw/mangle/g recipe-raw > recipe-mangle; recipe mangle; packets
 scrape | out mangle
 echo NFPROM_FLAGS= > /etc/default/nfprom
@@ -230,7 +230,7 @@ my ($cron_line)  = $readme =~ /^(cd .* && \S*nfprom -print > .*)$/m;
 my %recipes = (
     terminal => 'In a terminal',
     textfile => 'A file for node_exporter',
-    chains   => 'Two chains in one target',
+    chains   => 'Two chains in one scrape',
     port     => 'Another chain on another port',
     netns    => 'Another network namespace',
     raw      => 'A chain in the table raw',
@@ -345,7 +345,7 @@ for my $table (qw(raw mangle)) {
 }
 is(fact('raw-twice'), fact('raw-once'),              'the recipe for the table raw, once more: nothing is there twice');
 like(fact('raw-once'), qr/^-A PREROUTING ! -i lo -j prometheus$/m, 'the packets that come in are sent there');
-is(fact('raw-undone'), fact('raw-before') . "TABLE=filter\n", 'and the undo leaves nothing');
+is(fact('raw-undone'), fact('raw-before') . "TABLE=filter\nNFPROM_FLAGS=\n", 'and the undo leaves nothing');
 like(fact('raw-filter'), qr/^\[(?!21:)\d+:\d+\] -A INPUT -p udp -m udp --dport 53 -j DROP$/m, 'the filter did drop packets');
 is(fact('raw-journal'), '',                          'and nothing is in the journal');
 

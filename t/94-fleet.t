@@ -166,7 +166,7 @@ follow('gw', $agent_host =~ s/CENTRE/$CENTRE/r, "apt-get install -y prometheus\n
 my $noon = 43200 - time % 86400;
 spew("$DIR/etc-centre/prometheus/nfprom.rules.yml", slurp("$SOURCE/systemd/nfprom.rules.yml"));
 change("$DIR/etc-centre/prometheus/nfprom.rules.yml", 'interval: 1m' => 'interval: 1s', 'time() + 0' => "time() + $noon");
-spew("$DIR/etc-centre/prometheus/prometheus.yml", "global: {scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 1s}\n$config");
+spew("$DIR/etc-centre/prometheus/prometheus.yml", "global: {scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 1s}\nrule_files: [nfprom.rules.yml]\nscrape_configs:\n$config");
 my $agent_yml = "$DIR/etc-gw/prometheus/prometheus-agent.yml";
 for (['centre', 'prometheus.yml'], ['gw', '--agent', 'prometheus-agent.yml']) {
     my ($name, @file) = @$_;
