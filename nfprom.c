@@ -815,7 +815,7 @@ static void cut_off(struct sink *sink, const char *at, size_t len) {
     (void)len;
     size_t room = sink->size - sink->used;
     memcpy(sink->window + sink->used, at, room);
-    sink->used += room;
+    sink->used = sink->size;
 }
 
 static struct sink begin_string(char *to, size_t size) {
