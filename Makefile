@@ -220,7 +220,7 @@ endif
 
 # (The shell outlives Ctrl-C by the trap. Without it make calls that an error.)
 run: nfprom ## show nfprom at work, in a network namespace of its own
-	@trap : INT; t/run "$(ADDR)" "$(PORT)"
+	@exec t/run "$(ADDR)" "$(PORT)"
 
 clean: ## remove what was built
 	rm -f nfprom nfprom-*-linux-* nfprom_*.deb t/parse t/fuzz t/series t/bench-run $(FUZZERS) .compiled-with

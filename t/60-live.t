@@ -506,6 +506,31 @@ for my $list ([], ['-list']) {
 }
 stop($editor);
 
+# ---- make run, with which README begins
+
+SKIP: {
+    skip_or_fail("no $SOURCE/nfprom", 1) if !-x "$SOURCE/nfprom";
+    delete local @ENV{qw(MAKEFLAGS MFLAGS MAKELEVEL MAKEOVERRIDES)};
+    mkdir(local $ENV{TMPDIR} = "$DIR/of-make-run");
+    my $port = free_port();
+    my $left = sub { return grep { slurp($_) =~ /\0TMPDIR=\Q$ENV{TMPDIR}\E\0/ && slurp(s/environ\z/stat/r) !~ /\) Z / } glob '/proc/[0-9]*/environ' };
+    for my $how (['INT', -1, 'Ctrl-C'], ['HUP', -1, 'a terminal that goes away'], ['TERM', -1, 'SIGTERM to all'], ['TERM', 1, 'SIGTERM to make alone']) {
+        my ($signal, $group, $what) = @$how;
+        my $log = spew("$DIR/make-run.log", '');
+        local @SIG{qw(INT HUP)} = ('DEFAULT') x 2;    # they may be ignored by who runs this
+        my $make = start($log, qw(make -s -o nfprom -C), $SOURCE, 'run', "PORT=$port");
+        patiently { slurp($log) =~ /^nfprom answers at .* Ctrl-C ends it and leaves nothing behind\.$/m || ended($make) };
+        my $scrape = http_get('127.0.0.1', $port, '/metrics');
+        is($scrape->{status}, 200, "make run, and $what: before that it answers") or diag(slurp($log));
+        my $samples = eval { exposition($scrape->{body}) } || {};
+        cmp_ok($samples->{nfprom_bytes_total}{'address=203.0.113.140/32,direction=in,l2proto=ipv4,l3proto=tcp,port=80,service=http'} // 0, '>=', 18114056, '... with the history of the chain');
+        kill $signal => $group * $make;
+        patiently { ended($make) && !$left->() };
+        is(join(' ', $left->(), glob "$ENV{TMPDIR}/*"), '', '... and nothing is left of it');
+        stop($make);
+    }
+}
+
 my $holder = start('/dev/null', 'flock', '/run/xtables.lock', 'sleep', 'infinity');
 patiently { (run('', qw(flock -n /run/xtables.lock true)))[0] != 0 };
 $answer = one_shot($NFPROM, qw(-variant legacy -timeout 1s));
