@@ -384,7 +384,7 @@ for (
     with { is(ways(), $list_alone, '... in PREROUTING') } "add chain ip raw PREROUTING $hook; add rule ip raw PREROUTING $rule";
     with { is(ways(), $all, '... in a base chain of another name it is no matter') } "add chain ip raw prerouting $hook; add rule ip raw prerouting $rule";
 }
-like($section, qr/^- .*Then the flag \[`-list`\]\(#flags\) still reads ours\..* \(`prerouting`, not `PREROUTING`\) is not listed, and does no harm/m, '... README says so');
+like($section, qr/^- .*Then the flag \[`-list`\]\(#flags\) still reads the chain `prometheus`\..* \(`prerouting`, not `PREROUTING`\) is not listed, and does no harm/m, '... README says so');
 with { is_deeply([sort keys %{ counted() }], [sort keys %$kept, 'ipv4 rest', 'ipv6 rest'], 'sets, maps and counters of the table that no rule has are no matter') }
     'add counter ip raw web; add set ip raw ports { type inet_service; elements = { 80 }; }; add map ip raw ways { type inet_service : verdict; elements = { 80 : accept }; }';
 
