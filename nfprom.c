@@ -20,8 +20,8 @@
  * There is one deadline (-timeout, 8 s) for the whole exchange. A 200 says that each family which
  * reports success was read to its COMMIT (a list has none), with status 0, the chain found
  * and every counter a number below 2^64; a chain without any rule is believed only when the
- * other command has said the same, and a large one of nft when it has as many rules as the
- * kernel counts, or when the difference stays (read_believed). No byte of a request gets into a
+ * other command has said the same, and one of nft when it has as many rules as the kernel
+ * counts, or when the difference stays (read_believed). No byte of a request gets into a
  * command, and the process that reads it holds no right (see the collector). Messages go to
  * standard error or, if that is the client's connection, to syslog.
  *
@@ -1882,8 +1882,10 @@ static uint32_t ask_for_use(int kernel, uint8_t family, const char *table,
     return is_chain ? find_use(&message, (size_t)len) : 0;
 }
 
+static const struct uses no_uses;
+
 static struct uses count_uses(const struct config *config, uint8_t family) {
-    struct uses uses = {.counts = {0}};
+    struct uses uses = no_uses;
     int kernel = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETFILTER_SOCKET);
     if (kernel < 0)
         return uses;
@@ -1899,8 +1901,8 @@ static struct uses count_uses(const struct config *config, uint8_t family) {
  * So before the request is read each family gets a collector, a child that keeps the rights of
  * nfprom; nfprom then drops its own (drop_rights). On the channel between them the collector
  * takes nothing but words of one length, each of which says: run that command, and hold the lock
- * so. It answers with the read ends of two pipes, and when the command has ended with how. Or the
- * word says: ask the kernel what it counts.
+ * so. It answers with the read ends of two pipes, and when the command has ended with how, and
+ * with what the kernel counts.
  *
  * The collector leads a process group of its own; in it popen's shell becomes iptables-save. When
  * the channel is closed the collector ends with its group: so a command that hangs is killed with
@@ -1927,8 +1929,8 @@ static const char *command_of(const struct collector *collector, enum dialect di
 
 /* From nfprom. */
 struct order {
-    uint32_t task; /* which of the commands (enum dialect), or COUNT_USES */
-    uint32_t lock; /* enum lock_use */
+    uint32_t dialect; /* enum dialect: which of the commands */
+    uint32_t lock;    /* enum lock_use */
 };
 
 /* To nfprom. The first comes with the pipes' ends, unless there is an error. */
@@ -1942,10 +1944,10 @@ struct end {
     long peak;  /* the same of any process of this command or one before, the most */
     int status; /* as a shell counts */
     uint32_t hides_legacy; /* 1: it is not to be seen which legacy tables there are */
+    struct uses uses;      /* what the kernel counted then */
 };
 
 enum {
-    COUNT_USES = DIALECT_LIST + 1,
     COLLECTOR_GONE = -1, /* in place of errno */
     CANNOT_RUN = 126,
     BY_SIGNAL = 128,       /* and its number */
@@ -2032,6 +2034,7 @@ static struct end await_command(const struct collector *self, FILE *pipe, int er
         end.hides_legacy = !can_see(self->kind->legacy_tables); /* while it gets going */
         status = pclose(pipe);
         error = errno;
+        end.uses = count_uses(self->config, self->kind->number);
     }
     if (status < 0)
         dprintf(STDERR_FILENO, "no shell: %s\n", strerror(error));
@@ -2054,7 +2057,7 @@ static bool obey(const struct collector *self, struct order order) {
     bool piped = pipe2(out, O_CLOEXEC) == 0 && pipe2(err, O_CLOEXEC) == 0 &&
                  dup2(out[1], STDOUT_FILENO) >= 0 && dup2(err[1], STDERR_FILENO) >= 0;
     struct start start = {piped ? 0 : errno, state_of(&lock)};
-    FILE *pipe = piped ? popen(command_of(self, order.task), "we") : NULL;
+    FILE *pipe = piped ? popen(command_of(self, order.dialect), "we") : NULL;
     int error = errno;
     tell_start(&start, out[0], err[0]);
     for (int i = 0; i < 2; i++) {
@@ -2069,15 +2072,10 @@ static bool obey(const struct collector *self, struct order order) {
     return dup2(CHANNEL, STDOUT_FILENO) >= 0 && dup2(CHANNEL, STDERR_FILENO) >= 0;
 }
 
-static bool tell_uses(const struct collector *self) {
-    struct uses uses = count_uses(self->config, self->kind->number);
-    return send(CHANNEL, &uses, sizeof uses, MSG_NOSIGNAL) == sizeof uses;
-}
-
 /* Takes an order. False: it is none, or there will be no more. */
 static bool take_order(struct order *order) {
     ssize_t len = recv(CHANNEL, order, sizeof *order, MSG_TRUNC);
-    return len == sizeof *order && order->task <= COUNT_USES &&
+    return len == sizeof *order && order->dialect <= DIALECT_LIST &&
            order->lock <= LOCK_WAITED_FOR;
 }
 
@@ -2111,7 +2109,7 @@ static _Noreturn void collect(const struct collector *self, int channel) {
                  fcntl(CHANNEL, F_SETFL, O_ASYNC) == 0;
     close(channel);
     while (ready && take_order(&order))
-        ready = order.task == COUNT_USES ? tell_uses(self) : obey(self, order);
+        ready = obey(self, order);
     kill_group(0);
     _exit(0);
 }
@@ -2933,31 +2931,10 @@ static enum reading conclude(const struct config *config, struct family *family,
 }
 
 /* Whether the rules that were read, and the jumps, must be as many as the kernel counts. A list
- * does not tell all jumps, nor does a table in which native base chains are, which may jump. A
- * small chain is listed in one piece. */
-static bool is_countable(const struct config *config, const struct family *family,
-                         const struct ruleset *rs) {
-    enum {
-        SMALL_CHAIN = 30 /* rules: fewer than the kernel lists at a time, some 70 */
-    };
-    bool is_large = false;
-    for (size_t i = 0; i < config->nchains; i++)
-        is_large |= count_rules(&family->facts.tallies[i]) > SMALL_CHAIN;
-    bool tells_all = family->facts.references.known && !strstr(rs->remark, "base-chains");
-    return is_large && rs->nft && tells_all;
-}
-
-/* Asks the kernel, by way of the collector. If it does not answer, nothing is known. */
-static struct uses ask_for_uses(struct collector *collector, usec deadline) {
-    struct uses uses = {.counts = {0}};
-    if (collector->channel < 0)
-        return uses;
-    if (send_order(collector, (struct order){COUNT_USES, LOCK_UNUSED}) == 0 &&
-        await_word(collector, deadline) &&
-        recv(collector->channel, &uses, sizeof uses, 0) == sizeof uses)
-        return uses;
-    dismiss_collector(collector);
-    return (struct uses){.counts = {0}};
+ * does not tell all jumps, nor does a table in which native base chains are, which may jump. */
+static bool is_countable(const struct family *family, const struct ruleset *rs) {
+    return rs->nft && family->facts.references.known &&
+           !strstr(rs->remark, "base-chains");
 }
 
 /* One run from start to end. What can wait is done while the command gets going: the wait is for
@@ -2992,9 +2969,7 @@ static enum reading run_once(const struct config *config, struct family *family,
         return fail_to_start(family, &run, lock);
     family->timed_out = run.timed_out;
     enum reading reading = conclude(config, family, &run, rs, dialect, whole);
-    family->uses = (struct uses){.counts = {0}};
-    if (reading == READ_WHOLE && is_countable(config, family, rs))
-        family->uses = ask_for_uses(family->collector, deadline);
+    family->uses = is_countable(family, rs) ? run.end.uses : no_uses;
     return reading;
 }
 

@@ -96,10 +96,9 @@ static void attack_word(const char *hex) {
     int channel = find_channel();
     say("sent", sendmsg(channel, &message, MSG_NOSIGNAL));
     close(gift[1]);
-    char answer[sizeof(struct uses) + 1];
-    ssize_t got = recv(channel, answer, sizeof answer, 0);
-    const char *what = got == sizeof(struct start) ? "started" : got == sizeof(struct uses) ? "numbers" : "other";
-    printf("answered: %s\n", got == 0 ? "ended" : what);
+    struct start start;
+    ssize_t got = recv(channel, &start, sizeof start, 0);
+    printf("answered: %s\n", got == sizeof start ? "started" : got == 0 ? "ended" : "other");
     char nothing;
     printf("in the pipe: %zd\n", read(gift[0], &nothing, 1));
 }
