@@ -949,7 +949,8 @@ struct tally {
 };
 
 enum {
-    JUMPS_MAX = 32
+    JUMPS_MAX = 32,
+    JUMPS_COMPARED = 512 /* with each other: the last so many */
 };
 
 /* Rules of one chain that lead to one of those that are wanted. */
@@ -966,6 +967,10 @@ struct references {
     unsigned long counts[CHAINS_MAX];
     struct jump jumps[JUMPS_MAX]; /* the first so many */
     size_t njumps;
+    /* Of the rules in chains that are not wanted: */
+    size_t rules;
+    bool has_copies; /* one stands there already, word for word */
+    uint64_t words;  /* a hash of all of them */
 };
 
 enum {
@@ -992,6 +997,7 @@ struct facts {
     bool has_tags; /* a rule has some */
     struct tally tallies[CHAINS_MAX];
     struct references references; /* of the last table; a list leaves them as they are */
+    uint64_t jump_words[JUMPS_COMPARED]; /* hashes of the last rules among those */
     bool closed[CHAINS_MAX];      /* by a rule that ends the traversal for all packets */
     size_t rewritten[CHAINS_MAX]; /* record of the last rule that may rewrite packets */
 };
@@ -1261,6 +1267,13 @@ static uint64_t mix_text(uint64_t hash, struct text t) {
     for (size_t i = 0; i < t.len; i++)
         word = word << 8 | (unsigned char)t.at[i];
     return mix(hash, word);
+}
+
+/* Of all that is printed of a rule but its counters. */
+static uint64_t hash_printed(const struct rule *rule) {
+    uint64_t hash = mix_text(mix(0, rule->has_comment), rule->policy);
+    hash = mix_text(mix_text(hash, rule->match), rule->target);
+    return mix_text(mix_text(hash, rule->comment), rule->tags);
 }
 
 /* Rules with equal labels match the same, even if the texts of their matches differ: so the
@@ -1560,12 +1573,27 @@ static void keep_reference(struct references *references, const struct rule *rul
     jump->count++;
 }
 
+/* Looks whether a rule of another chain stands there already, word for word. */
+static void compare_jump(struct facts *facts, struct text words) {
+    struct references *references = &facts->references;
+    uint64_t hash = mix_text(0, words);
+    for (size_t i = 0; i < references->rules && i < JUMPS_COMPARED; i++) {
+        if (facts->jump_words[i] == hash)
+            references->has_copies = true;
+    }
+    facts->jump_words[references->rules % JUMPS_COMPARED] = hash;
+    references->rules++;
+    references->words = mix(references->words, hash);
+}
+
 /* Keeps what the reader has found. False: there is no memory, or no room for so much. */
 static bool keep(struct facts *facts, enum item item, const struct rule *rule) {
     if (rule->refers && facts->references.known)
         keep_reference(&facts->references, rule);
-    if (item == ITEM_JUMP)
+    if (item == ITEM_JUMP) {
+        compare_jump(facts, rule->words);
         return true;
+    }
     struct fact fact = {.nth = 1, .rule = *rule};
     bool match_is_harmless = is_harmless(rule->match);
     /* (Matches are compared as they are shown. Those of two rules with the name \xe9 and with the
@@ -3027,37 +3055,51 @@ static enum reading read_safely(const struct config *config, struct family *fami
 
 /* ---- until it is believed */
 
-static unsigned long has_no_rule(const struct family *family, size_t chain) {
+static uint64_t has_no_rule(const struct family *family, size_t chain) {
     return count_rules(&family->facts.tallies[chain]) == 0;
 }
 
-static unsigned long has_only_zeros(const struct family *family, size_t chain) {
+static uint64_t has_only_zeros(const struct family *family, size_t chain) {
     const struct tally *tally = &family->facts.tallies[chain];
     unsigned long counters = count_rules(tally) + tally->policies;
     bool is_zero = tally->counted == 0 && tally->idle_policies == tally->policies;
     return family->may_be_zeroed && counters > 0 && is_zero;
 }
 
-static unsigned long count_copies(const struct family *family, size_t chain) {
-    return family->facts.tallies[chain].copies;
+/* A number, never 0, that two reads share if the rules of the chain, and those of others that jump
+ * to wanted ones, are the same but for their counters, in the same order. */
+static uint64_t fingerprint(const struct family *family, size_t chain) {
+    uint64_t hash = family->facts.references.words;
+    struct walk walk = begin_walk(&family->facts);
+    struct fact fact;
+    while (next_fact(&walk, &fact)) {
+        if (fact.rule.chain == chain)
+            hash = mix(hash, hash_printed(&fact.rule));
+    }
+    return hash | 1;
 }
 
-/* By how many rules the kernel counts more, or fewer. */
-static unsigned long differs_from_uses(const struct family *family, size_t chain) {
+static uint64_t has_copies(const struct family *family, size_t chain) {
+    const struct facts *facts = &family->facts;
+    bool has_some = facts->tallies[chain].copies > 0 || facts->references.has_copies;
+    return has_some ? fingerprint(family, chain) : 0;
+}
+
+/* The kernel counts more, or fewer. */
+static uint64_t differs_from_uses(const struct family *family, size_t chain) {
     const struct facts *facts = &family->facts;
     unsigned long is =
         count_rules(&facts->tallies[chain]) + facts->references.counts[chain];
     unsigned long uses = family->uses.counts[chain];
-    if (uses == 0)
-        return 0;
-    return uses > is ? uses - is : is - uses;
+    bool differs = uses != 0 && uses != is;
+    return differs ? fingerprint(family, chain) : 0;
 }
 
 /* What iptables was seen to print of chains that were otherwise, with status 0. */
 static const struct doubt {
-    /* How much there is to doubt; 0: nothing. */
-    unsigned long (*measure)(const struct family *family, size_t chain);
-    int reads;        /* as many in a row must show as much until it is believed */
+    /* What there is to doubt, as a number: 0 if there is nothing. */
+    uint64_t (*measure)(const struct family *family, size_t chain);
+    int reads;        /* as many in a row must show the same until it is believed */
     int most;         /* of at most so many */
     bool wants_other; /* and by both commands in turn, where both may be run */
     bool is_likely;   /* to be true: believed where there is no time to read again */
@@ -3068,7 +3110,7 @@ static const struct doubt {
      * meet such a moment, so there are three. */
     {has_only_zeros, 3, 4, true, false},
     /* By nft, while rules of the same chain were only checked. */
-    {count_copies, 3, 6, false, true},
+    {has_copies, 3, 6, false, true},
     /* By nft, while the chain was loaded anew. (Or a map of native rules jumps to it.) */
     {differs_from_uses, 3, 6, false, true},
 };
@@ -3082,8 +3124,8 @@ enum {
 
 /* What was doubted of each chain. */
 struct doubted {
-    unsigned long measures[COUNT(doubts)][CHAINS_MAX]; /* in the last read */
-    /* A bit for each chain: in the last read; as much in both of the last two; as much in all of the
+    uint64_t measures[COUNT(doubts)][CHAINS_MAX]; /* in the last read */
+    /* A bit for each chain: in the last read; the same in both of the last two; the same in all of the
      * last three. */
     uint64_t chains[COUNT(doubts)][IN_A_ROW];
 };
@@ -3091,13 +3133,13 @@ struct doubted {
 static void note_doubts(struct doubted *doubted, const struct config *config,
                         const struct family *family) {
     for (size_t d = 0; d < COUNT(doubts); d++) {
-        unsigned long *measures = doubted->measures[d];
+        uint64_t *measures = doubted->measures[d];
         uint64_t *chains = doubted->chains[d];
         uint64_t applies = 0;
         uint64_t as_before = 0;
         for (size_t i = 0; i < config->nchains; i++) {
             uint64_t bit = (uint64_t)1 << i;
-            unsigned long measure = doubts[d].measure(family, i);
+            uint64_t measure = doubts[d].measure(family, i);
             if (measure > 0)
                 applies |= bit;
             if (measure == measures[i])
@@ -4677,14 +4719,7 @@ static void merge_groups(struct group_table *table) {
     qsort(groups, count, sizeof *groups, compare_sizes);
 }
 
-/* ---- what was counted between two reads */
-
-/* A rule is the same in both reads if it is printed the same. */
-static uint64_t hash_printed(const struct rule *rule) {
-    uint64_t hash = mix_text(mix(0, rule->has_comment), rule->policy);
-    hash = mix_text(mix_text(hash, rule->match), rule->target);
-    return mix_text(mix_text(hash, rule->comment), rule->tags);
-}
+/* ---- what was counted between two reads: a rule is the same in both if it is printed the same */
 
 static int compare_printed(const struct sighting *a, const struct sighting *b) {
     struct fact one, other;

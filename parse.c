@@ -1426,8 +1426,10 @@ static enum item take_rule(struct ruleset *rs, struct text line, struct rule *ru
     if (dialect == DIALECT_SAVE)
         find_reference(rs, line, rule);
     rule->from = name;
-    if (!ours && dialect == DIALECT_SAVE)
+    if (!ours && dialect == DIALECT_SAVE) {
+        rule->words = between(name.at, end);
         return rule->refers ? ITEM_JUMP : ITEM_MORE;
+    }
     if (!ours || !begins_like_a_rule(name, end)) {
         return fail(rs, "rule not understood: ", line);
     }

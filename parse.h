@@ -243,7 +243,8 @@ struct rule {
     uint64_t packets, bytes;
     struct text from;   /* ITEM_RULE, ITEM_JUMP: the name of the chain the rule is in */
     bool refers;        /* in a table: the rule jumps or goes to a wanted chain */
-    size_t referred;    /* ... to this one. Of ITEM_JUMP only these three are set */
+    size_t referred;    /* ... to this one */
+    struct text words;  /* ITEM_JUMP: all behind -A; nothing below is set then */
     struct text policy; /* ITEM_POLICY: its name; nothing below is set then */
     struct text
         match; /* as printed, comments cut out, blanks squeezed; empty: matches all */

@@ -587,7 +587,7 @@ static void read_all(enum dialect dialect, size_t nchains, const char *output, s
             return;
         }
         if (item == ITEM_JUMP) {
-            used += (size_t)snprintf(got + used, size - used, "jump %.*s>%zu ", (int)r.from.len, r.from.at, r.referred);
+            used += (size_t)snprintf(got + used, size - used, "jump %.*s>%zu <%.*s> ", (int)r.from.len, r.from.at, r.referred, (int)r.words.len, r.words.at);
             if (used >= size) return;
             continue;
         }
@@ -658,7 +658,7 @@ static const struct {
     {"other chains, whatever they hold",
      HEAD ":x - [0:0]\n:prometheus - [0:0]\n[1:1] -A x -m comment --comment \"\n[1:1] -A prometheus\n\"\n[1:1] -A prometheus2\nCOMMIT\n", "end"},
     {"what leads to the chain", HEAD ":x - [0:0]\n:prometheus - [0:0]\n[1:1] -A x -p tcp -j prometheus\n[1:1] -A x -g prometheus\n[1:2] -A prometheus -j prometheus\nCOMMIT\n",
-     "jump x>0 jump x>0 rule~ 1:2 ||-j prometheus||prometheus>0 end"},
+     "jump x>0 <x -p tcp -j prometheus> jump x>0 <x -g prometheus> rule~ 1:2 ||-j prometheus||prometheus>0 end"},
     {"what does not", HEAD ":x - [0:0]\n:prometheus - [0:0]\n[1:1] -A x -j xprometheus\n[1:1] -A x -j prometheus2\n[1:1] -A x -x prometheus\n[1:1] -A x -m comment --comment \"-j prometheus\"\nCOMMIT\n", "end"},
     {"a policy", "*filter\n:prometheus DROP [5:6]\nCOMMIT\n", "policy 5:6 ||DROP|| end"},
     {"a chain's name with a quote and a bracket", "*filter\n:a\"]b - [0:0]\n:prometheus - [0:0]\n[1:2] -A a\"]b -p tcp\nCOMMIT\n",
