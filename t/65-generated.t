@@ -8,14 +8,7 @@ use strict;
 use warnings;
 no warnings 'qw';    # commas and # are in iptables' own words
 
-BEGIN {
-    # The kernel's rules are loaded in a network namespace of the test's own; the variable ends the recursion.
-    $ENV{PATH} .= ':/usr/sbin:/sbin';
-    if ($> == 0 && !$ENV{NFPROM_TEST_NAMESPACE} && system('unshare -n true 2>/dev/null') == 0) {
-        $ENV{NFPROM_TEST_NAMESPACE} = 1;
-        exec 'unshare', '-n', $^X, $0, @ARGV or die "unshare: $!";
-    }
-}
+BEGIN { $ENV{PATH} .= ':/usr/sbin:/sbin' }
 
 use FindBin;
 use lib "$FindBin::Bin/lib";
@@ -24,7 +17,6 @@ use POSIX ();
 use Test::More;
 use NF;
 
-my $OWN_NAMESPACE = delete $ENV{NFPROM_TEST_NAMESPACE};
 my $SEED = defined $ENV{NFPROM_SEED} ? $ENV{NFPROM_SEED} : (time ^ $$ << 12) & 0x7fffffff;
 my ($RULESETS, $KERNEL_RULES) = (50, 1000);
 srand $SEED;
@@ -699,7 +691,7 @@ sub in_the_kernel {
 
 SKIP: {
     need_root();
-    skip_or_fail('no network namespace to be had') unless $OWN_NAMESPACE;
+    skip_or_fail('no network namespace to be had') unless $NF::OWN_NETWORK;    # the kernel's rules are loaded there
     for my $command (map { my $f = $_; map {"$f-$_"} qw(nft legacy nft-restore legacy-restore) } qw(iptables ip6tables)) {
         skip_or_fail("$command is not installed") unless grep { -x "$_/$command" } split /:/, $ENV{PATH};
     }
