@@ -218,7 +218,7 @@ ifneq ($(UNITDIR),)
 	rmdir "$(DESTDIR)$(UNITDIR)" "$(DESTDIR)$(dir $(UNITDIR))" "$(DESTDIR)$(SYSUSERSDIR)" 2> /dev/null || true
 endif
 
-# (The shell outlives Ctrl-C by the trap. Without it make calls that an error.)
+# (No shell stands between make and the script, so a signal that make passes on comes to the script.)
 run: nfprom ## show nfprom at work, in a network namespace of its own
 	@exec t/run "$(ADDR)" "$(PORT)"
 

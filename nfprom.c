@@ -3125,8 +3125,8 @@ enum {
 /* What was doubted of each chain. */
 struct doubted {
     uint64_t measures[COUNT(doubts)][CHAINS_MAX]; /* in the last read */
-    /* A bit for each chain: in the last read; the same in both of the last two; the same in all of the
-     * last three. */
+    /* A bit for each chain: in the last read; the same in both of the last two; the same in all
+     * of the last three. */
     uint64_t chains[COUNT(doubts)][IN_A_ROW];
 };
 

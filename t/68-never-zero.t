@@ -15,12 +15,10 @@ use Time::HiRes qw(sleep);
 
 need(qw(iptables-nft iptables-nft-restore iptables-nft-save iptables-legacy iptables-legacy-restore nft setpriv));
 
-our $WORDS = '';    # what else is in each rule
-
 sub ruleset {
     my ($count, @more) = @_;
     return join "\n", '*filter', ':prometheus - [0:0]', @more,
-        map({ my $n = $_; sprintf '[%d:%d] -A prometheus -d 10.%d.%d.%d/32%s -j RETURN', 1000 + $n, 100_000 + $n, $n >> 16, $n >> 8 & 255, $n & 255, $WORDS } 1 .. $count), 'COMMIT', '';
+        map({ my $n = $_; sprintf '[%d:%d] -A prometheus -d 10.%d.%d.%d/32 -j RETURN', 1000 + $n, 100_000 + $n, $n >> 16, $n >> 8 & 255, $n & 255 } 1 .. $count), 'COMMIT', '';
 }
 
 # How a scrape ended: 'whole', the first line of its failure, or 'WRONG ...' for a success that lacks a rule.
@@ -66,10 +64,10 @@ sub none_wrong {
 
 for (['300 rules', 300, ''], ['31 rules with comments', 31, ' -m comment --comment x' x 12]) {
     my ($what, $rules, $words) = @$_;
-    local $WORDS = $words;
+    my $anew = ruleset($rules) =~ s/(?= -j RETURN)/$words/gr;
     my $jump = '[1:1] -A INPUT -j prometheus';
-    restore(4, 'nft', ruleset($rules) =~ s/^(?=COMMIT)/$jump\n/mr);
-    spew("$DIR/anew", ruleset($rules));
+    restore(4, 'nft', $anew =~ s/^(?=COMMIT)/$jump\n/mr);
+    spew("$DIR/anew", $anew);
     spew("$DIR/anew.times", '');
     my $listener = start("$DIR/listener.log", 'sh', '-c', 'exec nft monitor > /dev/null');
     my $loader   = start("$DIR/loader.log", 'sh', '-c', 'while iptables-nft-restore -c -n < "$0"; do echo >> "$0.times"; done', "$DIR/anew");
