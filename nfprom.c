@@ -100,7 +100,7 @@ enum {
     FACTS_MAX = 256 << 20,   /* of each thing that grows; a power of two */
     DRAIN_MAX = 16 << 20,    /* read from a client after the answer */
     WINDOW_SIZE = 64 * 1024, /* through which an answer is sent */
-    READ_SIZE = 24 * 1024,   /* read of iptables' output at a time */
+    READ_SIZE = 16 * 1024,   /* read of iptables' output at a time */
     PIPE_SIZE = 64 * 1024,   /* what Linux gives */
     LARGE_PIPE_SIZE = 1 << 20,
     FIRST_SIZE = 64 * 1024, /* of what grows */
