@@ -88,7 +88,7 @@ for (['300 rules', 300, ''], ['31 rules with comments', 31, ' -m comment --comme
 # ---- iptables without memory
 
 SKIP: {
-    skip_or_fail('the address sanitizer cannot be limited', 12) if slurp($NFPROM) =~ /__asan_init/;
+    skip('the address sanitizer needs terabytes', 12) if slurp($NFPROM) =~ /__asan_init/;
     my $rules = 3000;
     my @limits = ((map { 1400 + 100 * $_ } 0 .. 29), 6000, 8000, 12_000, 20_000, 60_000);
     for my $variant (qw(nft legacy)) {
