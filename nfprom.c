@@ -1823,22 +1823,35 @@ static void release_lock(const struct lock *lock) {
 
 /* ---- what the kernel counts of a chain of nft --------------------------------------- */
 
-/* While a chain is loaded anew, the kernel may leave rules out of what it lists, or list some
- * twice, and iptables-save cannot tell. But the kernel keeps a number for each chain: its rules,
- * and the jumps to it from anywhere. It tells that on a netlink socket (netlink(7)). The numbers
- * and the layout are those of <linux/netlink.h>, <linux/netfilter/nfnetlink.h> and
- * <linux/netfilter/nf_tables.h>, which not every libc has beside it. */
+/* While rules are loaded, or only checked, the kernel may leave some out of what it lists, or list
+ * some twice, and iptables-save cannot tell. So the collector asks the kernel, too, on a netlink
+ * socket (netlink(7)). The kernel lists the rules of a chain once more, each with its handle and
+ * that of the rule before it: so it is seen whether one is missing. And it has a number for each
+ * chain: its rules, and the jumps to it from anywhere. The numbers and the layout are those of
+ * <linux/netlink.h>, <linux/netfilter/nfnetlink.h> and <linux/netfilter/nf_tables.h>, which not
+ * every libc has beside it. */
 enum {
     NFTABLES = 10, /* NFNL_SUBSYS_NFTABLES */
     NEW_CHAIN = NFTABLES << 8 | 3,
     GET_CHAIN = NFTABLES << 8 | 4,
+    NEW_RULE = NFTABLES << 8 | 6,
+    GET_RULE = NFTABLES << 8 | 7,
+    IS_ERROR = 2,          /* NLMSG_ERROR */
+    LIST_END = 3,          /* NLMSG_DONE */
     NETFILTER_SOCKET = 12, /* NETLINK_NETFILTER */
-    IS_REQUEST = 1,        /* NLM_F_REQUEST */
+    IS_REQUEST = 0x1,      /* NLM_F_* */
+    IS_INTERRUPTED = 0x10, /* DUMP_INTR */
+    WANTS_LIST = 0x300,    /* DUMP */
     ATTRIBUTE_ALIGNED = 4, /* NLA_ALIGNTO */
-    CHAIN_TABLE = 1,       /* NFTA_CHAIN_* */
-    CHAIN_NAME = 3,
+    TABLE_NAME = 1,        /* NFTA_CHAIN_TABLE, NFTA_RULE_TABLE */
+    CHAIN_NAME = 3,        /* NFTA_CHAIN_* */
     CHAIN_USE = 6,
-    NAME_SENT_MAX = 64 /* bytes; a longer name is cut, and then there is no such chain */
+    RULE_CHAIN = 2, /* NFTA_RULE_* */
+    RULE_HANDLE = 3,
+    RULE_POSITION = 6,
+    NAME_SENT_MAX = 64, /* bytes; a longer name is cut, and then there is no such chain */
+    LISTS_MAX = 10,     /* of a chain, until one is not disturbed */
+    ANSWER_SIZE = 32 * 1024 /* more the kernel does not send at once */
 };
 
 struct netlink_head {
@@ -1853,74 +1866,179 @@ struct attribute {
     uint16_t len, type; /* len: with this head, but without what aligns the next one */
 };
 
-struct chain_message {
+/* What is asked of a chain. */
+struct question {
     struct netlink_head head;
-    char attributes[1024];
+    char attributes[2 * (sizeof(struct attribute) + NAME_SENT_MAX + ATTRIBUTE_ALIGNED)];
 };
 
-/* For each chain its rules and the jumps to it; 0: not known. */
-struct uses {
-    uint32_t counts[CHAINS_MAX];
+/* What the kernel says of each chain; 0: not known. */
+struct counts {
+    uint32_t rules[CHAINS_MAX];
+    uint32_t uses[CHAINS_MAX]; /* its rules and the jumps to it */
 };
+
+/* In place of a number of rules, and other than any: the list was disturbed. */
+static const uint32_t unsteady = UINT32_MAX;
 
 static size_t aligned(size_t len) {
     return (len + ATTRIBUTE_ALIGNED - 1) / ATTRIBUTE_ALIGNED * ATTRIBUTE_ALIGNED;
 }
 
-static void add_name(struct chain_message *message, uint16_t type, struct text name) {
-    char *to = (char *)message + message->head.len;
+static void add_name(struct question *question, uint16_t type, struct text name) {
+    char *to = (char *)question + question->head.len;
     size_t len = name.len < NAME_SENT_MAX ? name.len : NAME_SENT_MAX;
     struct attribute head = {(uint16_t)(sizeof head + len + 1), type};
     memcpy(to, &head, sizeof head);
     memcpy(to + sizeof head, name.at, len); /* behind it are zeros */
-    message->head.len += (uint32_t)aligned(head.len);
+    question->head.len += (uint32_t)aligned(head.len);
 }
 
-/* The number that a chain's description has, 0 if it has none. */
-static uint32_t find_use(const struct chain_message *message, size_t len) {
-    const char *bytes = (const char *)message;
+/* The value of an attribute; nothing if the message has none of that type. */
+static struct text find_attribute(struct text message, uint16_t type) {
     struct attribute head;
-    uint32_t use;
-    for (size_t at = sizeof message->head; at + sizeof head <= len;
+    for (size_t at = sizeof(struct netlink_head); at + sizeof head <= message.len;
          at += aligned(head.len)) {
-        memcpy(&head, bytes + at, sizeof head);
-        if (head.len < sizeof head || head.len > len - at)
+        memcpy(&head, message.at + at, sizeof head);
+        if (head.len < sizeof head || head.len > message.len - at)
+            break;
+        if (head.type == type)
+            return (struct text){message.at + at + sizeof head, head.len - sizeof head};
+    }
+    return (struct text){"", 0};
+}
+
+/* False: the message has none of that type and size. */
+static bool copy_attribute(struct text message, uint16_t type, void *to, size_t size) {
+    struct text value = find_attribute(message, type);
+    if (value.len != size)
+        return false;
+    memcpy(to, value.at, size);
+    return true;
+}
+
+/* A name in a message ends with a NUL. */
+static bool has_name(struct text message, uint16_t type, struct text name) {
+    struct text value = find_attribute(message, type);
+    return value.len == name.len + 1 && memcmp(value.at, name.at, name.len) == 0;
+}
+
+/* A chain, and the socket on which the kernel is asked for it. */
+struct asked {
+    int kernel;
+    uint8_t family;
+    struct text table, chain;
+};
+
+/* The kernel has answered, or begun its list, before send() returns. */
+static bool ask(const struct asked *asked, uint16_t type, uint16_t wants,
+                uint16_t chain_type) {
+    struct question question = {.head = {.len = sizeof question.head,
+                                         .type = type,
+                                         .flags = IS_REQUEST | wants,
+                                         .family = asked->family}};
+    add_name(&question, TABLE_NAME, asked->table);
+    add_name(&question, chain_type, asked->chain);
+    return send(asked->kernel, &question, question.head.len, 0) >= 0;
+}
+
+/* The messages of an answer, or some of a list's. Each call overwrites those of the one before. */
+static struct text hear_kernel(const struct asked *asked) {
+    static char bytes[ANSWER_SIZE];
+    ssize_t len = recv(asked->kernel, bytes, sizeof bytes, MSG_DONTWAIT);
+    return (struct text){bytes, len > 0 ? (size_t)len : 0};
+}
+
+/* Takes the first of the messages. False: there is none, or it is cut off. */
+static bool take_message(struct text *from, struct text *message,
+                         struct netlink_head *head) {
+    if (from->len < sizeof *head)
+        return false;
+    memcpy(head, from->at, sizeof *head);
+    if (head->len < sizeof *head || head->len > from->len)
+        return false;
+    *message = (struct text){from->at, head->len};
+    size_t size = aligned(head->len);
+    size = size < from->len ? size : from->len;
+    *from = (struct text){from->at + size, from->len - size};
+    return true;
+}
+
+static uint32_t count_uses(const struct asked *asked) {
+    struct text message;
+    struct netlink_head head;
+    uint32_t uses = 0;
+    if (!ask(asked, GET_CHAIN, 0, CHAIN_NAME))
+        return 0;
+    struct text answer = hear_kernel(asked);
+    if (!take_message(&answer, &message, &head) || head.type != NEW_CHAIN)
+        return 0;
+    copy_attribute(message, CHAIN_USE, &uses, sizeof uses);
+    return ntohl(uses);
+}
+
+/* Notes a rule of the list. (Old kernels list those of other chains, too.) False: it does not
+ * stand behind the one before it. */
+static bool note_listed(const struct asked *asked, struct text message, uint32_t *rules,
+                        uint64_t *last) {
+    uint64_t before = 0; /* of the first rule: none */
+    if (!has_name(message, TABLE_NAME, asked->table) ||
+        !has_name(message, RULE_CHAIN, asked->chain))
+        return true;
+    copy_attribute(message, RULE_POSITION, &before, sizeof before);
+    bool is_next = before == *last;
+    ++*rules;
+    return copy_attribute(message, RULE_HANDLE, last, sizeof *last) && is_next;
+}
+
+/* 0: not known. Unsteady: rules were loaded or checked in the meantime. */
+static uint32_t count_rules_listed(const struct asked *asked) {
+    struct netlink_head head = {.type = 0};
+    uint32_t rules = 0;
+    uint64_t last = 0;
+    bool is_steady = true;
+    if (!ask(asked, GET_RULE, WANTS_LIST, RULE_CHAIN))
+        return 0;
+    while (head.type != LIST_END) {
+        struct text message;
+        struct text list = hear_kernel(asked);
+        if (list.len == 0)
             return 0;
-        if (head.type == CHAIN_USE && head.len == sizeof head + sizeof use) {
-            memcpy(&use, bytes + at + sizeof head, sizeof use);
-            return ntohl(use);
+        while (take_message(&list, &message, &head)) {
+            if (head.type == IS_ERROR)
+                return 0;
+            if (head.type == NEW_RULE && !note_listed(asked, message, &rules, &last))
+                is_steady = false;
+            if (head.flags & IS_INTERRUPTED)
+                is_steady = false;
         }
     }
-    return 0;
+    return is_steady ? rules : unsteady;
 }
 
-/* The kernel has answered before send() returns. */
-static uint32_t ask_for_use(int kernel, uint8_t family, const char *table,
-                            struct text chain) {
-    struct chain_message message = {.head = {.len = sizeof message.head,
-                                             .type = GET_CHAIN,
-                                             .flags = IS_REQUEST,
-                                             .family = family}};
-    add_name(&message, CHAIN_TABLE, (struct text){table, strlen(table)});
-    add_name(&message, CHAIN_NAME, chain);
-    if (send(kernel, &message, message.head.len, 0) < 0)
-        return 0;
-    ssize_t len = recv(kernel, &message, sizeof message, MSG_DONTWAIT);
-    bool is_chain = len >= (ssize_t)sizeof message.head && message.head.type == NEW_CHAIN;
-    return is_chain ? find_use(&message, (size_t)len) : 0;
+/* Another list costs little beside another run of iptables. */
+static uint32_t count_rules_steadily(const struct asked *asked) {
+    uint32_t rules = unsteady;
+    for (int lists = 0; lists < LISTS_MAX && rules == unsteady; lists++)
+        rules = count_rules_listed(asked);
+    return rules;
 }
 
-static const struct uses no_uses;
+static const struct counts no_counts;
 
-static struct uses count_uses(const struct config *config, uint8_t family) {
-    struct uses uses = no_uses;
-    int kernel = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETFILTER_SOCKET);
-    if (kernel < 0)
-        return uses;
-    for (size_t i = 0; i < config->nchains; i++)
-        uses.counts[i] = ask_for_use(kernel, family, config->table, config->chains[i]);
-    close(kernel);
-    return uses;
+static struct counts count_chains(const struct config *config, uint8_t family) {
+    struct counts counts = no_counts;
+    struct text table = {config->table, strlen(config->table)};
+    for (size_t i = 0; i < config->nchains; i++) {
+        int kernel = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETFILTER_SOCKET);
+        if (kernel < 0)
+            break;
+        struct asked asked = {kernel, family, table, config->chains[i]};
+        counts.uses[i] = count_uses(&asked);
+        counts.rules[i] = count_rules_steadily(&asked);
+        close(kernel);
+    }
+    return counts;
 }
 
 /* ---- the collector: it has the right, and reads nothing ---------------------------- */
@@ -1972,7 +2090,7 @@ struct end {
     long peak;  /* the same of any process of this command or one before, the most */
     int status; /* as a shell counts */
     uint32_t hides_legacy; /* 1: it is not to be seen which legacy tables there are */
-    struct uses uses;      /* what the kernel counted then */
+    struct counts counts;  /* what the kernel counted then */
 };
 
 enum {
@@ -2062,7 +2180,7 @@ static struct end await_command(const struct collector *self, FILE *pipe, int er
         end.hides_legacy = !can_see(self->kind->legacy_tables); /* while it gets going */
         status = pclose(pipe);
         error = errno;
-        end.uses = count_uses(self->config, self->kind->number);
+        end.counts = count_chains(self->config, self->kind->number);
     }
     if (status < 0)
         dprintf(STDERR_FILENO, "no shell: %s\n", strerror(error));
@@ -2482,8 +2600,9 @@ struct family {
     usec read_until;            /* when its read was over */
     usec lock_time;             /* of it, waiting for the lock of the legacy tables */
     enum lock_state lock_state; /* of the lock of the legacy tables, in the last run */
-    bool may_be_zeroed; /* legacy tables: for a moment in each change all is zero */
-    struct uses uses;   /* what the kernel counts, where that is to be compared */
+    bool may_be_zeroed;   /* legacy tables: for a moment in each change all is zero */
+    struct counts counts; /* of the kernel, if they are those of this backend */
+    bool knows_jumps;     /* to the chains: all of them */
     struct facts facts;
     char reason[REASON_MAX]; /* why there is no success */
 };
@@ -2958,11 +3077,9 @@ static enum reading conclude(const struct config *config, struct family *family,
     return reading;
 }
 
-/* Whether the rules that were read, and the jumps, must be as many as the kernel counts. A list
- * does not tell all jumps, nor does a table in which native base chains are, which may jump. */
-static bool is_countable(const struct family *family, const struct ruleset *rs) {
-    return rs->nft && family->facts.references.known &&
-           !strstr(rs->remark, "base-chains");
+/* Whether the jumps to the chains are all known: native base chains may jump, too. */
+static bool knows_jumps(const struct family *family, const struct ruleset *rs) {
+    return family->facts.references.known && !strstr(rs->remark, "base-chains");
 }
 
 /* One run from start to end. What can wait is done while the command gets going: the wait is for
@@ -2997,7 +3114,10 @@ static enum reading run_once(const struct config *config, struct family *family,
         return fail_to_start(family, &run, lock);
     family->timed_out = run.timed_out;
     enum reading reading = conclude(config, family, &run, rs, dialect, whole);
-    family->uses = is_countable(family, rs) ? run.end.uses : no_uses;
+    /* A list does not say of which backend it is. */
+    bool is_nft = dialect == DIALECT_LIST ? lock == LOCK_UNUSED : rs->nft;
+    family->counts = is_nft ? run.end.counts : no_counts;
+    family->knows_jumps = knows_jumps(family, rs);
     return reading;
 }
 
@@ -3085,13 +3205,20 @@ static uint64_t has_copies(const struct family *family, size_t chain) {
     return has_some ? fingerprint(family, chain) : 0;
 }
 
-/* The kernel counts more, or fewer. */
+/* The kernel has more rules, or fewer. */
+static uint64_t differs_from_rules(const struct family *family, size_t chain) {
+    unsigned long is = count_rules(&family->facts.tallies[chain]);
+    unsigned long rules = family->counts.rules[chain];
+    bool differs = rules != 0 && rules != is;
+    return differs ? fingerprint(family, chain) : 0;
+}
+
 static uint64_t differs_from_uses(const struct family *family, size_t chain) {
     const struct facts *facts = &family->facts;
     unsigned long is =
         count_rules(&facts->tallies[chain]) + facts->references.counts[chain];
-    unsigned long uses = family->uses.counts[chain];
-    bool differs = uses != 0 && uses != is;
+    unsigned long uses = family->counts.uses[chain];
+    bool differs = family->knows_jumps && uses != 0 && uses != is;
     return differs ? fingerprint(family, chain) : 0;
 }
 
@@ -3111,13 +3238,16 @@ static const struct doubt {
     {has_only_zeros, 3, 4, true, false},
     /* By nft, while rules of the same chain were only checked. */
     {has_copies, 3, 6, false, true},
-    /* By nft, while the chain was loaded anew. (Or a map of native rules jumps to it.) */
+    /* By nft, while rules of the chain were loaded or only checked. (Or iptables is a script that
+     * shows another machine's rules.) */
+    {differs_from_rules, 6, 6, false, false},
+    /* The same of jumps to it. (Or a map of native rules jumps there.) */
     {differs_from_uses, 3, 6, false, true},
 };
 
 enum {
     READS_MAX = 3, /* and more if a doubt needs them */
-    IN_A_ROW = 3,
+    IN_A_ROW = 6,
     READS_IN_HAND = 4, /* time for as many is left: else there is none to read again */
     A_MOMENT = 10      /* ms between two of them */
 };
@@ -3125,8 +3255,7 @@ enum {
 /* What was doubted of each chain. */
 struct doubted {
     uint64_t measures[COUNT(doubts)][CHAINS_MAX]; /* in the last read */
-    /* A bit for each chain: in the last read; the same in both of the last two; the same in all
-     * of the last three. */
+    /* A bit for each chain: in the last read; the same in both of the last two; and so on. */
     uint64_t chains[COUNT(doubts)][IN_A_ROW];
 };
 

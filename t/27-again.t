@@ -283,26 +283,33 @@ SKIP: {
     };
     my $packets = sub { return join ' ', (7) x $_[0] };
     my ($all, $less) = map { $printed->($_) } 40, 39;
+    my $six   = sub { return join ' ', ($_[0]) x 6 };
+    my $other = qr/^ipv4: the ruleset changes while it is read: .* other rules than the kernel counts/m;
     ends('all rules that the kernel counts',       { save => [$all] },                            $packets->(40), 'save',                @there);
     ends('fewer are read again',                   { save => [$less, $all] },                     $packets->(40), 'save save',           @there);
     ends('... and once more',                      { save => [$less, $less, $all] },              $packets->(40), 'save save save',      @there);
-    ends('... and then believed',                  { save => [$less] },                           $packets->(39), 'save save save',      @there);
-    ends('... but others each time are not',       { save => [map { $printed->($_) } 39, 38, 39, 38, 39, 38] }, qr/^ipv4: the ruleset changes while it is read: .* other rules than the kernel counts/m,
-        join(' ', ('save') x 6), @there);
-    ends('... nor as few, but not the same',       { save => [map { $printed->(40, without => $_) } 1 .. 6] }, qr/^ipv4: the ruleset changes while it is read: .* other rules than the kernel counts/m,
-        join(' ', ('save') x 6), @there);
-    ends('... until three are the same',           { save => [map { $printed->(40, without => $_) } 1, 2, 3, 3, 3] }, $packets->(39), join(' ', ('save') x 5), @there);
+    ends('... and believed if they are the same each time', { save => [$less] },                  $packets->(39), $six->('save'),        @there);
+    ends('... but others each time are not',       { save => [map { $printed->($_) } 39, 38, 39, 38, 39, 38] }, $other, $six->('save'),          @there);
+    ends('... nor as few, but not the same',       { save => [map { $printed->(40, without => $_) } 1 .. 6] }, $other, $six->('save'),           @there);
+    ends('... nor those that are the same at the end', { save => [map { $printed->(40, without => $_) } 1, (2) x 5] }, $other, $six->('save'),   @there);
     ends('a rule is missing, and the jump is there twice', { save => [$printed->(39, jumps => 2), $all] }, $packets->(40), 'save save',  @there);
-    ends('... that is how it is',                  { save => [$printed->(39, jumps => 2)] },      $packets->(39), 'save save save',      @there);
     ends('more are read again',                    { save => [$printed->(41), $all] },            $packets->(40), 'save save',           @there);
     ends('a jump that is not printed',             { save => [$printed->(40, jumps => 0), $all] }, $packets->(40), 'save save',        @there);
+    ends('... is believed after three times',      { save => [$printed->(40, jumps => 0)] },      $packets->(40), 'save save save',      @there);
+    ends('... until three are the same',           { save => [map { $printed->(40, jumps => $_) } 0, 2, 0, 0, 0] }, $packets->(40), join(' ', ('save') x 5), @there);
+    ends('... but others each time are not',       { save => [map { $printed->(40, jumps => $_) } (0, 2) x 3] }, $other, $six->('save'),          @there);
+    ends('... native base chains may jump, too',   { save => [$REMARK . $printed->(40, jumps => 0)] }, $packets->(40), 'save',           @there);
+    ends('... but rules are counted beside them',  { save => ["$REMARK$less", $all] },            $packets->(40), 'save save',           @there);
+    ends('... where there is no time to read again', { save => [{ out => $printed->(40, jumps => 0), slow => 3 }] }, $packets->(40), 'save', @there, flags => [qw(-timeout 14s)]);
+    ends('... but rules are not believed then',    { save => [{ out => $less }, { hang => 1 }] }, qr/^ipv4: .*did not end in time/m, 'save save', @there, flags => [qw(-timeout 14s)], status => 504);
     ends('a small chain is counted, too',          { save => [$printed->(3), $all] },             $packets->(40), 'save save',           @there);
-    ends('native base chains may jump, too',       { save => ["$REMARK$less"] },                  $packets->(39), 'save',                @there);
     ends('legacy tables are not in nft',           { save => [$printed->(39, program => 'iptables-save v1.8.9')] }, $packets->(39), 'save', @there, @unlocked);
-    ends('a list does not tell the jumps',         { list => [join "\n", '-N prometheus', (map {"-A prometheus -p tcp -m tcp --dport $_ -c 7 70"} 1 .. 39), ''] }, $packets->(39), 'list', @there, flags => ['-list']);
-    ends('... of two rules one is missing',        { save => [$printed->(40, two => 0), $all] },  '7 7',                  'save save',           @there, flags => [qw(-chain two)]);
+    my ($list_all, $list_less) = map { my $last = $_; join "\n", '-N prometheus', (map {"-A prometheus -p tcp -m tcp --dport $_ -c 7 70"} 1 .. $last), '' } 40, 39;
+    ends('a list, too, but of its jumps',          { list => [$list_less, $list_all] },           $packets->(40), 'list list',           @there, flags => [qw(-list -variant nft)]);
+    ends('... believed if it is the same each time', { list => [$list_less] },                    $packets->(39), $six->('list'),        @there, flags => [qw(-list -variant nft)]);
+    ends('... of legacy tables is not in nft',     { list => [$list_less] },                      $packets->(39), 'list',                @there, flags => [qw(-list -variant legacy)]);
+    ends('of two rules one is missing',            { save => [$printed->(40, two => 0), $all] },  '7 7',                  'save save',           @there, flags => [qw(-chain two)]);
     ends('the second of two chains',               { save => [$less, $all] },                     $packets->(42), 'save save',           @there, flags => [qw(-chain two -chain prometheus)]);
-    ends('where there is no time to read again',   { save => [{ out => $less, slow => 3 }] },     $packets->(39), 'save',                @there, flags => [qw(-timeout 14s)]);
     ends('who has no right does not know',         { save => [$less] },                           $packets->(39), 'save', wrap => [@{ $there[1] }, $setpriv, qw(--bounding-set=-net_admin --)]);
     ends('a chain that nft has not got',           { save => [$less] },                           $packets->(39), 'save', wrap => [qw(unshare -n)]);
     ends('a table that nft has not got',           { save => [$less =~ s/^\*filter/*mangle/mr] }, $packets->(39), 'save', @there, flags => [qw(-table mangle)]);
@@ -310,7 +317,7 @@ SKIP: {
     fake6(out => $less);
     my $r = serve(get('/metrics'), flags => [qw(-ipv6 -ipv4=false -timeout 60m)], @there);
     answers($r, 200, 'IPv6 has its own chain');
-    is(scalar grep({/^ip6tables-save/} commands()), 3, '... which is counted, too');
+    is(scalar grep({/^ip6tables-save/} commands()), 6, '... which is counted, too');
 }
 
 # ---- of two families, each by itself

@@ -85,6 +85,29 @@ for (['300 rules', 300, ''], ['31 rules with comments', 31, ' -m comment --comme
     stop($_) for $loader, $listener;
 }
 
+# ---- rules that are only checked: as long as the check takes, a rule is in front of those that are listed, and one of these may
+# be left out. Two jumps that are to go make up for both in what the kernel counts of rules and jumps together.
+
+{
+    my ($rules, $others) = (2000, 20_000);
+    restore(4, 'nft', ruleset($rules) =~ s/^(?=COMMIT)/[1:1] -A INPUT -i lo -j prometheus\n[1:1] -A INPUT -j prometheus\n/mr);
+    restore(4, 'nft', join "\n", '*raw', ':others - [0:0]', (map {"-A others -p tcp -m tcp --dport $_"} 1 .. $others), 'COMMIT', '');
+    spew("$DIR/checked", "insert rule ip filter prometheus ip saddr 192.0.2.1 counter return\nflush chain ip filter INPUT\nflush chain ip raw others\n");
+    my $checker = start("$DIR/checker.log", 'sh', '-c', 'while nft -c -f "$0"; do echo >> "$0.times"; done', "$DIR/checked");
+    ok((patiently { length slurp("$DIR/checked.times") > 2 }), 'rules are checked in a loop');
+    my ($met, $reads, @ends) = (0, 0);
+    while ($reads++ < 300 && ($met < 5 || $reads < 60)) {
+        my ($status, $saved) = run('', qw(iptables-nft-save -c -t filter));
+        $met++ if $status eq '0' && (() = $saved =~ /-A prometheus /g) != $rules;
+        push @ends, scrape($rules, [], qw(-variant nft));
+    }
+    note("iptables-nft-save by itself: $met of " . ($reads - 1) . ' reads without all rules');
+    my $whole = none_wrong('nft, while rules are checked', @ends);
+    cmp_ok($whole, '>', 0, '... and some are whole');
+    is(slurp("$DIR/checker.log"), '', '... the checks have met no error');
+    stop($checker);
+}
+
 # ---- iptables without memory
 
 SKIP: {
