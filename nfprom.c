@@ -1872,10 +1872,11 @@ struct question {
     char attributes[2 * (sizeof(struct attribute) + NAME_SENT_MAX + ATTRIBUTE_ALIGNED)];
 };
 
-/* What the kernel says of each chain; 0: not known. */
+/* What the kernel says of each chain, before the command reads and when it has ended; 0: not
+ * known. The uses of a chain are its rules and the jumps to it. */
 struct counts {
     uint32_t rules[CHAINS_MAX];
-    uint32_t uses[CHAINS_MAX]; /* its rules and the jumps to it */
+    uint32_t uses_before[CHAINS_MAX], uses_after[CHAINS_MAX];
 };
 
 /* In place of a number of rules, and other than any: the list was disturbed. */
@@ -2024,23 +2025,6 @@ static uint32_t count_rules_steadily(const struct asked *asked) {
     return rules;
 }
 
-static const struct counts no_counts;
-
-static struct counts count_chains(const struct config *config, uint8_t family) {
-    struct counts counts = no_counts;
-    struct text table = {config->table, strlen(config->table)};
-    for (size_t i = 0; i < config->nchains; i++) {
-        int kernel = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETFILTER_SOCKET);
-        if (kernel < 0)
-            break;
-        struct asked asked = {kernel, family, table, config->chains[i]};
-        counts.uses[i] = count_uses(&asked);
-        counts.rules[i] = count_rules_steadily(&asked);
-        close(kernel);
-    }
-    return counts;
-}
-
 /* ---- the collector: it has the right, and reads nothing ---------------------------- */
 
 /* Who reads a stranger's bytes holds no right, and who holds a right reads no stranger's bytes.
@@ -2169,6 +2153,21 @@ static bool can_see(const char *file) {
     return true;
 }
 
+/* Counts something of each chain. */
+static void count_chains(const struct collector *self,
+                         uint32_t (*count)(const struct asked *asked),
+                         uint32_t counts[CHAINS_MAX]) {
+    const struct config *config = self->config;
+    struct text table = {config->table, strlen(config->table)};
+    for (size_t i = 0; i < config->nchains; i++) {
+        int kernel = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETFILTER_SOCKET);
+        struct asked asked = {kernel, self->kind->number, table, config->chains[i]};
+        counts[i] = count(&asked);
+        if (kernel >= 0)
+            close(kernel);
+    }
+}
+
 /* Waits for the end of a command. Its standard input is popen's pipe, which pclose closes at once.
  * Without a pipe the error says why there is no command. */
 static struct end await_command(const struct collector *self, FILE *pipe, int error) {
@@ -2177,10 +2176,13 @@ static struct end await_command(const struct collector *self, FILE *pipe, int er
     struct end end = {.status = CANNOT_RUN};
     int status = -1;
     if (pipe) {
-        end.hides_legacy = !can_see(self->kind->legacy_tables); /* while it gets going */
+        /* While it gets going, and so shortly before it reads. */
+        end.hides_legacy = !can_see(self->kind->legacy_tables);
+        count_chains(self, count_rules_steadily, end.counts.rules);
+        count_chains(self, count_uses, end.counts.uses_before);
         status = pclose(pipe);
         error = errno;
-        end.counts = count_chains(self->config, self->kind->number);
+        count_chains(self, count_uses, end.counts.uses_after);
     }
     if (status < 0)
         dprintf(STDERR_FILENO, "no shell: %s\n", strerror(error));
@@ -3116,7 +3118,7 @@ static enum reading run_once(const struct config *config, struct family *family,
     enum reading reading = conclude(config, family, &run, rs, dialect, whole);
     /* A list does not say of which backend it is. */
     bool is_nft = dialect == DIALECT_LIST ? lock == LOCK_UNUSED : rs->nft;
-    family->counts = is_nft ? run.end.counts : no_counts;
+    family->counts = is_nft ? run.end.counts : (struct counts){.rules = {0}};
     family->knows_jumps = knows_jumps(family, rs);
     return reading;
 }
@@ -3217,8 +3219,10 @@ static uint64_t differs_from_uses(const struct family *family, size_t chain) {
     const struct facts *facts = &family->facts;
     unsigned long is =
         count_rules(&facts->tallies[chain]) + facts->references.counts[chain];
-    unsigned long uses = family->counts.uses[chain];
-    bool differs = family->knows_jumps && uses != 0 && uses != is;
+    unsigned long before = family->counts.uses_before[chain];
+    unsigned long after = family->counts.uses_after[chain];
+    bool is_known = family->knows_jumps && before != 0 && after != 0;
+    bool differs = is_known && is != before && is != after;
     return differs ? fingerprint(family, chain) : 0;
 }
 
