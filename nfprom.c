@@ -1851,7 +1851,7 @@ enum {
     RULE_POSITION = 6,
     NAME_SENT_MAX = 64, /* bytes; a longer name is cut, and then there is no such chain */
     LISTS_MAX = 10,     /* of a chain, until one is not disturbed */
-    ANSWER_SIZE = 32 * 1024 /* more the kernel does not send at once */
+    ANSWER_SIZE = 12 * 1024 /* a third of what iptables reads at once */
 };
 
 struct netlink_head {
@@ -1909,13 +1909,11 @@ static struct text find_attribute(struct text message, uint16_t type) {
     return (struct text){"", 0};
 }
 
-/* False: the message has none of that type and size. */
-static bool copy_attribute(struct text message, uint16_t type, void *to, size_t size) {
+/* Copies nothing if the message has none of that type and size. */
+static void copy_attribute(struct text message, uint16_t type, void *to, size_t size) {
     struct text value = find_attribute(message, type);
-    if (value.len != size)
-        return false;
-    memcpy(to, value.at, size);
-    return true;
+    if (value.len == size)
+        memcpy(to, value.at, size);
 }
 
 /* A name in a message ends with a NUL. */
@@ -1943,7 +1941,9 @@ static bool ask(const struct asked *asked, uint16_t type, uint16_t wants,
     return send(asked->kernel, &question, question.head.len, 0) >= 0;
 }
 
-/* The messages of an answer, or some of a list's. Each call overwrites those of the one before. */
+/* The messages of an answer, or some of a list's. Each call overwrites those of the one before.
+ * Where a list goes on in the next piece it may have lost rules, even all the rest. iptables reads
+ * larger pieces, and so it loses others. */
 static struct text hear_kernel(const struct asked *asked) {
     static char bytes[ANSWER_SIZE];
     ssize_t len = recv(asked->kernel, bytes, sizeof bytes, MSG_DONTWAIT);
@@ -1988,8 +1988,9 @@ static bool note_listed(const struct asked *asked, struct text message, uint32_t
         return true;
     copy_attribute(message, RULE_POSITION, &before, sizeof before);
     bool is_next = before == *last;
+    copy_attribute(message, RULE_HANDLE, last, sizeof *last);
     ++*rules;
-    return copy_attribute(message, RULE_HANDLE, last, sizeof *last) && is_next;
+    return is_next;
 }
 
 /* 0: not known. Unsteady: rules were loaded or checked in the meantime. */

@@ -273,13 +273,13 @@ SKIP: {
     skip_or_fail('needs nft, setpriv and a network namespace', 1) unless $nft && $setpriv && system('unshare', '-n', $nft, 'list ruleset') == 0;
     for my $family ('ip', 'ip6') {
         my $jump = 'type filter hook input priority 0; counter jump prometheus;';
-        spew("$DIR/$family.nft", "table $family filter {\nchain prometheus {\n" . "counter return\n" x 40 . "}\nchain two { counter return; counter return; }\nchain INPUT { $jump }\n}\n");
+        spew("$DIR/$family.nft", "table $family filter {\nchain prometheus {\n" . "counter return\n" x 40 . "}\nchain both { counter return; counter return; }\nchain INPUT { $jump }\n}\n");
     }
     my @there = (wrap => ['unshare', '-n', 'sh', '-c', "$nft -f '$DIR/ip.nft' && $nft -f '$DIR/ip6.nft' && exec \"\$@\"", 'sh']);
     my $printed = sub {
         my ($rules, %o) = @_;
-        return save({ chains => [@CHAINS, ':two - [0:0]'], program => $o{program} },
-            ('[1:1] -A INPUT -j prometheus') x ($o{jumps} // 1), (map {"[7:70] -A prometheus -p tcp -m tcp --dport $_"} grep { $_ != ($o{without} // 0) } 1 .. $rules), '[7:70] -A two -p udp', ('[7:70] -A two -p icmp') x ($o{two} // 1));
+        return save({ chains => [@CHAINS, ':both - [0:0]'], program => $o{program} },
+            ('[1:1] -A INPUT -j prometheus') x ($o{jumps} // 1), (map {"[7:70] -A prometheus -p tcp -m tcp --dport $_"} grep { $_ != ($o{without} // 0) } 1 .. $rules), '[7:70] -A both -p udp', ('[7:70] -A both -p icmp') x ($o{two} // 1));
     };
     my $packets = sub { return join ' ', (7) x $_[0] };
     my ($all, $less) = map { $printed->($_) } 40, 39;
@@ -308,8 +308,8 @@ SKIP: {
     ends('a list, too, but of its jumps',          { list => [$list_less, $list_all] },           $packets->(40), 'list list',           @there, flags => [qw(-list -variant nft)]);
     ends('... believed if it is the same each time', { list => [$list_less] },                    $packets->(39), $six->('list'),        @there, flags => [qw(-list -variant nft)]);
     ends('... of legacy tables is not in nft',     { list => [$list_less] },                      $packets->(39), 'list',                @there, flags => [qw(-list -variant legacy)]);
-    ends('of two rules one is missing',            { save => [$printed->(40, two => 0), $all] },  '7 7',                  'save save',           @there, flags => [qw(-chain two)]);
-    ends('the second of two chains',               { save => [$less, $all] },                     $packets->(42), 'save save',           @there, flags => [qw(-chain two -chain prometheus)]);
+    ends('of two rules one is missing',            { save => [$printed->(40, two => 0), $all] },  '7 7',                  'save save',           @there, flags => [qw(-chain both)]);
+    ends('the second of two chains',               { save => [$less, $all] },                     $packets->(42), 'save save',           @there, flags => [qw(-chain both -chain prometheus)]);
     ends('who has no right does not know',         { save => [$less] },                           $packets->(39), 'save', wrap => [@{ $there[1] }, $setpriv, qw(--bounding-set=-net_admin --)]);
     ends('a chain that nft has not got',           { save => [$less] },                           $packets->(39), 'save', wrap => [qw(unshare -n)]);
     ends('a table that nft has not got',           { save => [$less =~ s/^\*filter/*mangle/mr] }, $packets->(39), 'save', @there, flags => [qw(-table mangle)]);
