@@ -1872,11 +1872,11 @@ struct question {
     char attributes[2 * (sizeof(struct attribute) + NAME_SENT_MAX + ATTRIBUTE_ALIGNED)];
 };
 
-/* What the kernel says of each chain, before the command reads and when it has ended; 0: not
- * known. The uses of a chain are its rules and the jumps to it. */
-struct counts {
-    uint32_t rules[CHAINS_MAX];
-    uint32_t uses_before[CHAINS_MAX], uses_after[CHAINS_MAX];
+/* What the kernel says of a chain; 0: not known. */
+struct count {
+    uint64_t handles; /* a hash of its rules' */
+    uint32_t rules;
+    uint32_t uses; /* the rules and the jumps to it */
 };
 
 /* In place of a number of rules, and other than any: the list was disturbed. */
@@ -1980,8 +1980,8 @@ static uint32_t count_uses(const struct asked *asked) {
 
 /* Notes a rule of the list. (Old kernels list those of other chains, too.) False: it does not
  * stand behind the one before it. */
-static bool note_listed(const struct asked *asked, struct text message, uint32_t *rules,
-                        uint64_t *last) {
+static bool note_listed(const struct asked *asked, struct text message,
+                        struct count *count, uint64_t *last) {
     uint64_t before = 0; /* of the first rule: none */
     if (!has_name(message, TABLE_NAME, asked->table) ||
         !has_name(message, RULE_CHAIN, asked->chain))
@@ -1989,41 +1989,58 @@ static bool note_listed(const struct asked *asked, struct text message, uint32_t
     copy_attribute(message, RULE_POSITION, &before, sizeof before);
     bool is_next = before == *last;
     copy_attribute(message, RULE_HANDLE, last, sizeof *last);
-    ++*rules;
+    count->handles = mix(count->handles, *last);
+    count->rules++;
     return is_next;
 }
 
-/* 0: not known. Unsteady: rules were loaded or checked in the meantime. */
-static uint32_t count_rules_listed(const struct asked *asked) {
+/* False: it is not known. Unsteady: rules were loaded or checked in the meantime. */
+static bool list_rules(const struct asked *asked, struct count *count) {
     struct netlink_head head = {.type = 0};
-    uint32_t rules = 0;
     uint64_t last = 0;
     bool is_steady = true;
+    *count = (struct count){.rules = 0};
     if (!ask(asked, GET_RULE, WANTS_LIST, RULE_CHAIN))
-        return 0;
+        return false;
     while (head.type != LIST_END) {
         struct text message;
         struct text list = hear_kernel(asked);
         if (list.len == 0)
-            return 0;
+            return false;
         while (take_message(&list, &message, &head)) {
             if (head.type == IS_ERROR)
-                return 0;
-            if (head.type == NEW_RULE && !note_listed(asked, message, &rules, &last))
+                return false;
+            if (head.type == NEW_RULE && !note_listed(asked, message, count, &last))
                 is_steady = false;
             if (head.flags & IS_INTERRUPTED)
                 is_steady = false;
         }
     }
-    return is_steady ? rules : unsteady;
+    if (!is_steady)
+        count->rules = unsteady;
+    return true;
 }
 
 /* Another list costs little beside another run of iptables. */
-static uint32_t count_rules_steadily(const struct asked *asked) {
-    uint32_t rules = unsteady;
-    for (int lists = 0; lists < LISTS_MAX && rules == unsteady; lists++)
-        rules = count_rules_listed(asked);
-    return rules;
+static struct count count_chain(const struct asked *asked) {
+    struct count count = {.rules = unsteady};
+    for (int lists = 0; lists < LISTS_MAX && count.rules == unsteady; lists++) {
+        if (!list_rules(asked, &count))
+            return (struct count){.rules = 0};
+    }
+    count.uses = count_uses(asked);
+    return count;
+}
+
+static void count_chains(const struct config *config, uint8_t family,
+                         struct count counts[CHAINS_MAX]) {
+    struct text table = {config->table, strlen(config->table)};
+    for (size_t i = 0; i < config->nchains; i++) {
+        int kernel = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETFILTER_SOCKET);
+        struct asked asked = {kernel, family, table, config->chains[i]};
+        counts[i] = count_chain(&asked);
+        close(kernel);
+    }
 }
 
 /* ---- the collector: it has the right, and reads nothing ---------------------------- */
@@ -2075,7 +2092,8 @@ struct end {
     long peak;  /* the same of any process of this command or one before, the most */
     int status; /* as a shell counts */
     uint32_t hides_legacy; /* 1: it is not to be seen which legacy tables there are */
-    struct counts counts;  /* what the kernel counted then */
+    /* What the kernel counts of each chain: shortly before iptables reads, and when it has read. */
+    struct count before[CHAINS_MAX], after[CHAINS_MAX];
 };
 
 enum {
@@ -2154,36 +2172,33 @@ static bool can_see(const char *file) {
     return true;
 }
 
-/* Counts something of each chain. */
-static void count_chains(const struct collector *self,
-                         uint32_t (*count)(const struct asked *asked),
-                         uint32_t counts[CHAINS_MAX]) {
-    const struct config *config = self->config;
-    struct text table = {config->table, strlen(config->table)};
-    for (size_t i = 0; i < config->nchains; i++) {
-        int kernel = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETFILTER_SOCKET);
-        struct asked asked = {kernel, self->kind->number, table, config->chains[i]};
-        counts[i] = count(&asked);
-        if (kernel >= 0)
-            close(kernel);
-    }
+/* Waits until the command begins to write: iptables has read all rules then. Or until it has
+ * ended, when nobody is left at the other end of its standard input, popen's pipe. */
+static void await_output(int out, FILE *pipe) {
+    struct pollfd fds[] = {{.fd = out, .events = POLLIN}, {.fd = fileno(pipe)}};
+    poll(fds, COUNT(fds), -1);
 }
 
-/* Waits for the end of a command. Its standard input is popen's pipe, which pclose closes at once.
- * Without a pipe the error says why there is no command. */
-static struct end await_command(const struct collector *self, FILE *pipe, int error) {
+/* Waits for the end of a command. Without a pipe the error says why there is none. The read end of
+ * its output is closed as soon as it is not needed: the command must not wait for who does not
+ * read. */
+static struct end await_command(const struct collector *self, FILE *pipe, int out,
+                                int error) {
     struct rusage own = {.ru_maxrss = 0};
     struct rusage children = {.ru_maxrss = 0};
     struct end end = {.status = CANNOT_RUN};
     int status = -1;
     if (pipe) {
-        /* While it gets going, and so shortly before it reads. */
+        /* While it gets going. */
         end.hides_legacy = !can_see(self->kind->legacy_tables);
-        count_chains(self, count_rules_steadily, end.counts.rules);
-        count_chains(self, count_uses, end.counts.uses_before);
+        count_chains(self->config, self->kind->number, end.before);
+        await_output(out, pipe);
+        count_chains(self->config, self->kind->number, end.after);
+    }
+    close(out);
+    if (pipe) {
         status = pclose(pipe);
         error = errno;
-        count_chains(self, count_uses, end.counts.uses_after);
     }
     if (status < 0)
         dprintf(STDERR_FILENO, "no shell: %s\n", strerror(error));
@@ -2209,13 +2224,14 @@ static bool obey(const struct collector *self, struct order order) {
     FILE *pipe = piped ? popen(command_of(self, order.dialect), "we") : NULL;
     int error = errno;
     tell_start(&start, out[0], err[0]);
-    for (int i = 0; i < 2; i++) {
-        close(out[i]);
-        close(err[i]);
-    }
+    close(out[1]);
+    close(err[0]);
+    close(err[1]);
     if (piped) {
-        struct end end = await_command(self, pipe, error);
+        struct end end = await_command(self, pipe, out[0], error);
         send(CHANNEL, &end, sizeof end, MSG_NOSIGNAL);
+    } else {
+        close(out[0]);
     }
     release_lock(&lock);
     return dup2(CHANNEL, STDOUT_FILENO) >= 0 && dup2(CHANNEL, STDERR_FILENO) >= 0;
@@ -2603,9 +2619,10 @@ struct family {
     usec read_until;            /* when its read was over */
     usec lock_time;             /* of it, waiting for the lock of the legacy tables */
     enum lock_state lock_state; /* of the lock of the legacy tables, in the last run */
-    bool may_be_zeroed;   /* legacy tables: for a moment in each change all is zero */
-    struct counts counts; /* of the kernel, if they are those of this backend */
-    bool knows_jumps;     /* to the chains: all of them */
+    bool may_be_zeroed; /* legacy tables: for a moment in each change all is zero */
+    /* Of the kernel, if they are those of this backend. */
+    struct count before[CHAINS_MAX], after[CHAINS_MAX];
+    bool knows_jumps; /* to the chains: all of them */
     struct facts facts;
     char reason[REASON_MAX]; /* why there is no success */
 };
@@ -3119,7 +3136,12 @@ static enum reading run_once(const struct config *config, struct family *family,
     enum reading reading = conclude(config, family, &run, rs, dialect, whole);
     /* A list does not say of which backend it is. */
     bool is_nft = dialect == DIALECT_LIST ? lock == LOCK_UNUSED : rs->nft;
-    family->counts = is_nft ? run.end.counts : (struct counts){.rules = {0}};
+    memset(family->before, 0, sizeof family->before);
+    memset(family->after, 0, sizeof family->after);
+    if (is_nft) {
+        memcpy(family->before, run.end.before, sizeof family->before);
+        memcpy(family->after, run.end.after, sizeof family->after);
+    }
     family->knows_jumps = knows_jumps(family, rs);
     return reading;
 }
@@ -3208,10 +3230,18 @@ static uint64_t has_copies(const struct family *family, size_t chain) {
     return has_some ? fingerprint(family, chain) : 0;
 }
 
+/* Rules were added or taken away in the meantime. */
+static uint64_t has_changed(const struct family *family, size_t chain) {
+    const struct count *before = &family->before[chain];
+    const struct count *after = &family->after[chain];
+    bool is_same = before->rules == after->rules && before->handles == after->handles;
+    return is_same ? 0 : fingerprint(family, chain);
+}
+
 /* The kernel has more rules, or fewer. */
 static uint64_t differs_from_rules(const struct family *family, size_t chain) {
     unsigned long is = count_rules(&family->facts.tallies[chain]);
-    unsigned long rules = family->counts.rules[chain];
+    unsigned long rules = family->before[chain].rules;
     bool differs = rules != 0 && rules != is;
     return differs ? fingerprint(family, chain) : 0;
 }
@@ -3220,8 +3250,8 @@ static uint64_t differs_from_uses(const struct family *family, size_t chain) {
     const struct facts *facts = &family->facts;
     unsigned long is =
         count_rules(&facts->tallies[chain]) + facts->references.counts[chain];
-    unsigned long before = family->counts.uses_before[chain];
-    unsigned long after = family->counts.uses_after[chain];
+    unsigned long before = family->before[chain].uses;
+    unsigned long after = family->after[chain].uses;
     bool is_known = family->knows_jumps && before != 0 && after != 0;
     bool differs = is_known && is != before && is != after;
     return differs ? fingerprint(family, chain) : 0;
@@ -3246,6 +3276,8 @@ static const struct doubt {
     /* By nft, while rules of the chain were loaded or only checked. (Or iptables is a script that
      * shows another machine's rules.) */
     {differs_from_rules, 6, 6, false, false},
+    /* So that a change does not make up for what was left out. */
+    {has_changed, 6, 20, false, true},
     /* The same of jumps to it. (Or a map of native rules jumps there.) */
     {differs_from_uses, 3, 6, false, true},
 };
