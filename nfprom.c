@@ -1879,6 +1879,13 @@ struct count {
     uint32_t uses; /* the rules and the jumps to it */
 };
 
+/* Of each chain, shortly before iptables reads and when it has read. */
+struct counts {
+    struct count before[CHAINS_MAX], after[CHAINS_MAX];
+};
+
+static const struct counts no_counts;
+
 /* In place of a number of rules, and other than any: the list was disturbed. */
 static const uint32_t unsteady = UINT32_MAX;
 
@@ -2092,8 +2099,7 @@ struct end {
     long peak;  /* the same of any process of this command or one before, the most */
     int status; /* as a shell counts */
     uint32_t hides_legacy; /* 1: it is not to be seen which legacy tables there are */
-    /* What the kernel counts of each chain: shortly before iptables reads, and when it has read. */
-    struct count before[CHAINS_MAX], after[CHAINS_MAX];
+    struct counts counts;  /* of the kernel */
 };
 
 enum {
@@ -2191,9 +2197,9 @@ static struct end await_command(const struct collector *self, FILE *pipe, int ou
     if (pipe) {
         /* While it gets going. */
         end.hides_legacy = !can_see(self->kind->legacy_tables);
-        count_chains(self->config, self->kind->number, end.before);
+        count_chains(self->config, self->kind->number, end.counts.before);
         await_output(out, pipe);
-        count_chains(self->config, self->kind->number, end.after);
+        count_chains(self->config, self->kind->number, end.counts.after);
     }
     close(out);
     if (pipe) {
@@ -2619,10 +2625,9 @@ struct family {
     usec read_until;            /* when its read was over */
     usec lock_time;             /* of it, waiting for the lock of the legacy tables */
     enum lock_state lock_state; /* of the lock of the legacy tables, in the last run */
-    bool may_be_zeroed; /* legacy tables: for a moment in each change all is zero */
-    /* Of the kernel, if they are those of this backend. */
-    struct count before[CHAINS_MAX], after[CHAINS_MAX];
-    bool knows_jumps; /* to the chains: all of them */
+    bool may_be_zeroed;   /* legacy tables: for a moment in each change all is zero */
+    struct counts counts; /* of the kernel, if they are those of this backend */
+    bool knows_jumps;     /* to the chains: all of them */
     struct facts facts;
     char reason[REASON_MAX]; /* why there is no success */
 };
@@ -3136,12 +3141,7 @@ static enum reading run_once(const struct config *config, struct family *family,
     enum reading reading = conclude(config, family, &run, rs, dialect, whole);
     /* A list does not say of which backend it is. */
     bool is_nft = dialect == DIALECT_LIST ? lock == LOCK_UNUSED : rs->nft;
-    memset(family->before, 0, sizeof family->before);
-    memset(family->after, 0, sizeof family->after);
-    if (is_nft) {
-        memcpy(family->before, run.end.before, sizeof family->before);
-        memcpy(family->after, run.end.after, sizeof family->after);
-    }
+    family->counts = is_nft ? run.end.counts : no_counts;
     family->knows_jumps = knows_jumps(family, rs);
     return reading;
 }
@@ -3232,8 +3232,8 @@ static uint64_t has_copies(const struct family *family, size_t chain) {
 
 /* Rules were added or taken away in the meantime. */
 static uint64_t has_changed(const struct family *family, size_t chain) {
-    const struct count *before = &family->before[chain];
-    const struct count *after = &family->after[chain];
+    const struct count *before = &family->counts.before[chain];
+    const struct count *after = &family->counts.after[chain];
     bool is_same = before->rules == after->rules && before->handles == after->handles;
     return is_same ? 0 : fingerprint(family, chain);
 }
@@ -3241,7 +3241,7 @@ static uint64_t has_changed(const struct family *family, size_t chain) {
 /* The kernel has more rules, or fewer. */
 static uint64_t differs_from_rules(const struct family *family, size_t chain) {
     unsigned long is = count_rules(&family->facts.tallies[chain]);
-    unsigned long rules = family->before[chain].rules;
+    unsigned long rules = family->counts.before[chain].rules;
     bool differs = rules != 0 && rules != is;
     return differs ? fingerprint(family, chain) : 0;
 }
@@ -3250,8 +3250,8 @@ static uint64_t differs_from_uses(const struct family *family, size_t chain) {
     const struct facts *facts = &family->facts;
     unsigned long is =
         count_rules(&facts->tallies[chain]) + facts->references.counts[chain];
-    unsigned long before = family->before[chain].uses;
-    unsigned long after = family->after[chain].uses;
+    unsigned long before = family->counts.before[chain].uses;
+    unsigned long after = family->counts.after[chain].uses;
     bool is_known = family->knows_jumps && before != 0 && after != 0;
     bool differs = is_known && is != before && is != after;
     return differs ? fingerprint(family, chain) : 0;
@@ -3276,10 +3276,10 @@ static const struct doubt {
     /* By nft, while rules of the chain were loaded or only checked. (Or iptables is a script that
      * shows another machine's rules.) */
     {differs_from_rules, 6, 6, false, false},
-    /* So that a change does not make up for what was left out. */
-    {has_changed, 6, 20, false, true},
     /* The same of jumps to it. (Or a map of native rules jumps there.) */
     {differs_from_uses, 3, 6, false, true},
+    /* So that a change does not make up for what was left out. */
+    {has_changed, 6, 20, false, true},
 };
 
 enum {
