@@ -12,7 +12,8 @@ use NF;
 
 # ---- a fake that says something else each time
 
-# What the commands print, one after the other; the last again and again. Each is a text, or {out, err, status, hang, slow => seconds}.
+# What the commands print, one after the other; the last again and again. Each is a text, or {out, err, status, hang, slow => seconds,
+# does => a line of shell}.
 sub answers_in_turn {
     my (%says) = @_;
     fake(list => 'whatever the chain', run => <<"SHELL");
@@ -20,7 +21,7 @@ kind=save; [ "\$chain" = '' ] || kind=list
 echo >>'$DIR/turn/'\$kind
 n=\$(wc -l <'$DIR/turn/'\$kind); [ \$n -le \$(cat '$DIR/turn/'\$kind.last) ] || n=\$(cat '$DIR/turn/'\$kind.last)
 f='$DIR/turn/'\$kind.\$n
-cat \$f.err >&2; sleep \$(cat \$f.slow); cat \$f.out; [ ! -e \$f.hang ] || sleep 86400
+cat \$f.err >&2; sleep \$(cat \$f.slow); . \$f.does; cat \$f.out; [ ! -e \$f.hang ] || sleep 86400
 exit \$(cat \$f.status)
 SHELL
     system 'rm', '-rf', "$DIR/turn";
@@ -31,7 +32,7 @@ SHELL
         spew("$DIR/turn/$kind.last", scalar @turns);
         for my $n (1 .. @turns) {
             my $turn = ref $turns[$n - 1] ? $turns[$n - 1] : { out => $turns[$n - 1] };
-            spew("$DIR/turn/$kind.$n.$_", $turn->{$_} // '') for qw(out err);
+            spew("$DIR/turn/$kind.$n.$_", $turn->{$_} // '') for qw(out err does);
             spew("$DIR/turn/$kind.$n.status", $turn->{status} // 0);
             spew("$DIR/turn/$kind.$n.slow", $turn->{slow} // 0);
             spew("$DIR/turn/$kind.$n.hang", '') if $turn->{hang};
@@ -273,7 +274,7 @@ SKIP: {
     skip_or_fail('needs nft, setpriv and a network namespace', 1) unless $nft && $setpriv && system('unshare', '-n', $nft, 'list ruleset') == 0;
     for my $family ('ip', 'ip6') {
         my $jump = 'type filter hook input priority 0; counter jump prometheus;';
-        spew("$DIR/$family.nft", "table $family filter {\nchain prometheus {\n" . "counter return\n" x 40 . "}\nchain both { counter return; counter return; }\nchain INPUT { $jump }\n}\n");
+        spew("$DIR/$family.nft", "table $family filter {\nchain prometheus {\n" . "counter return\n" x 40 . "}\nchain long {\n" . "counter return\n" x 1000 . "}\nchain both { counter return; counter return; }\nchain INPUT { $jump }\n}\n");
     }
     my @there = (wrap => ['unshare', '-n', 'sh', '-c', "$nft -f '$DIR/ip.nft' && $nft -f '$DIR/ip6.nft' && exec \"\$@\"", 'sh']);
     my $printed = sub {
@@ -310,6 +311,17 @@ SKIP: {
     ends('... of legacy tables is not in nft',     { list => [$list_less] },                      $packets->(39), 'list',                @there, flags => [qw(-list -variant legacy)]);
     ends('of two rules one is missing',            { save => [$printed->(40, two => 0), $all] },  '7 7',                  'save save',           @there, flags => [qw(-chain both)]);
     ends('the second of two chains',               { save => [$less, $all] },                     $packets->(42), 'save save',           @there, flags => [qw(-chain both -chain prometheus)]);
+    my $long = sub {
+        return save({ chains => [':long - [0:0]'] }, (map {"[7:70] -A long -p tcp -m tcp --dport $_"} 1 .. $_[0]));
+    };
+    ends('one that the kernel lists in many pieces', { save => [$long->(999), $long->(1000)] },  $packets->(1000), 'save save',          @there, flags => [qw(-chain long)]);
+    ends('... believed if it is the same each time', { save => [$long->(1001)] },                $packets->(1001), $six->('save'),       @there, flags => [qw(-chain long)]);
+    spew("$DIR/again.nft", "flush chain ip filter prometheus\ntable ip filter { chain prometheus {\n" . "counter return\n" x 40 . "}\n}\n");
+    my $loaded = { out => $all, slow => 1, does => "$nft -f '$DIR/again.nft'\n" };
+    my $more   = { out => $all, slow => 1, does => "$nft add rule ip filter prometheus return\n" };
+    ends('a chain that is loaded anew meanwhile is read again', { save => [$loaded, $all] },     $packets->(40), 'save save',           @there);
+    ends('... one that gets a rule, too',          { save => [$more, $printed->(41)] },           $packets->(41), 'save save',           @there);
+    ends('... believed after six times',           { save => [$loaded] },                         $packets->(40), $six->('save'),        @there);
     ends('who has no right does not know',         { save => [$less] },                           $packets->(39), 'save', wrap => [@{ $there[1] }, $setpriv, qw(--bounding-set=-net_admin --)]);
     ends('a chain that nft has not got',           { save => [$less] },                           $packets->(39), 'save', wrap => [qw(unshare -n)]);
     ends('a table that nft has not got',           { save => [$less =~ s/^\*filter/*mangle/mr] }, $packets->(39), 'save', @there, flags => [qw(-table mangle)]);
