@@ -43,6 +43,7 @@ sub packets {
 
 my $script = slurp("$SOURCE/systemd/chain");
 my $VARIANT;
+delete $ENV{INVOCATION_ID};    # if this test is run by a unit
 
 # With these values for the variables at its top.
 sub edited {
@@ -200,6 +201,15 @@ for my $variant (qw(nft legacy)) {
     is(ruleset(), $still, "$variant: and nothing is changed by all that");
 
     # ---- one family; several addresses
+    my $foreign = '203.0.113.77';
+    is(chain(edited(ADDRESSES => "$HERE{4} $foreign")), "0chain: $foreign is no address of this host (ip -br address)\n", "$variant: an address that the host has not got is told");
+    is(scalar(grep {/\Q$foreign\E/} @{ rules_of(4, 'prometheus') }), 4, "$variant: ... and has its rules, for later");
+    is(chain(edited(ADDRESSES => "$HERE{4} $foreign", ROUTER => 'yes')), 0, "$variant: ... a router may count for others");
+    {
+        local $ENV{INVOCATION_ID} = '0123456789abcdef0123456789abcdef';
+        is(chain(edited(ADDRESSES => "$HERE{4} $foreign")), 0, "$variant: ... nor is it told to a unit, which may come before the network");
+    }
+    is(chain(edited()), 0, "$variant: ... and back");
     is(chain(edited(ADDRESSES => "$HERE{4} 203.0.113.140", SERVICES => 'dns=udp/53')), 0, "$variant: a second address, and none of IPv6");
     is(scalar(grep {/service=dns/} @{ rules_of(4, 'prometheus') }), 4, "$variant: rules for each address");
     counts('the first keeps its counters', 4, 'dns in' => 11, 'dns out' => 4);

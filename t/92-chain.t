@@ -47,7 +47,7 @@ network() {
     ip link set lo up
     ip netns add blue
     ip link add veth0 address 02:00:00:00:00:8c type veth peer name veth0 address 02:00:00:00:00:01 netns blue
-    ip address add 203.0.113.140/24 dev veth0; ip link set veth0 up
+    ip address add 203.0.113.140/24 dev veth0; ip address add 2001:db8::140/64 dev veth0 nodad; ip link set veth0 up
     ip -n blue address add 203.0.113.1/24 dev veth0; ip -n blue link set veth0 up
     ip -n blue neighbour replace 203.0.113.140 lladdr 02:00:00:00:00:8c dev veth0
 }
