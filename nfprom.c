@@ -2924,8 +2924,8 @@ static const struct advice {
      "Hosts with native nft rules",
      put_no_details},
     {lacks_chain,
-     "; if a script makes it (/etc/nfprom/chain, /etc/nfprom/lan-hosts), run that; else make the "
-     "chain with `",
+     "; look at -chain and -table; if a script makes it (/etc/nfprom/chain, "
+     "/etc/nfprom/lan-hosts), run that; else make the chain with `",
      put_chain_commands},
     {shows_nothing_beside_legacy,
      "; there are legacy tables: if the chain is in one of them, use -variant legacy",

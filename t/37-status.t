@@ -322,7 +322,7 @@ sub fails {
 }
 {
     fake(out => save({ chains => [':INPUT ACCEPT [1:1]'] }));
-    fails('no chain', 503, qr/^IPv4 could not be read: `(?:sudo -n )?iptables-save -c -t filter` gave no counters: no chain prometheus; if a script makes it .*; else make the chain with `iptables -t filter -N prometheus`/);
+    fails('no chain', 503, qr/^IPv4 could not be read: `(?:sudo -n )?iptables-save -c -t filter` gave no counters: no chain prometheus; look at -chain and -table; if a script makes it .*; else make the chain with `iptables -t filter -N prometheus`/);
     fake(err => "first <b>line & \"more\"\nsecond line\e[31m\n", status => 3);
     fails('a failure', 503, qr/it said: first <b>line & "more" second line\\x1b\[31m(?:;|$)/);
     fake(err => "bad bytes \xff\xfe and \xe2\x80\xae\n", status => 3);
