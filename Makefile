@@ -97,14 +97,14 @@ lint: deb ## check code, manual and package; each warning is an error
 # parse.c against what it may be fed, FUZZ_SECONDS for each of its grammars, and the series that become of rules; a broken promise leaves its input in t/, what is
 # of use to the next run in t/finds/. (Without trace-cmp, twice as fast: the words that matter are in the corpus.)
 FUZZ_SECONDS ?= 60
-FUZZERS = t/fuzz-request t/fuzz-ruleset t/fuzz-list t/fuzz-label t/fuzz-series
+FUZZERS = t/fuzz-request t/fuzz-ruleset t/fuzz-list t/fuzz-label t/fuzz-kernel t/fuzz-series
 fuzz: $(FUZZERS) ## feed parse.c with what may come, FUZZ_SECONDS for each grammar
-	for k in request ruleset list label series; do mkdir -p t/finds/$$k && t/fuzz-$$k -max_total_time=$(FUZZ_SECONDS) -max_len=1024 \
+	for k in request ruleset list label kernel series; do mkdir -p t/finds/$$k && t/fuzz-$$k -max_total_time=$(FUZZ_SECONDS) -max_len=1024 \
 		-artifact_prefix=t/ -print_final_stats=1 t/finds/$$k t/corpus/$$k || exit; done
 
 FUZZER = clang $(STANDARD) $(WARNINGS) -O2 -g -fsanitize=fuzzer,address,undefined -fno-sanitize-coverage=trace-cmp \
 		-fno-sanitize-recover=all
-t/fuzz-request t/fuzz-ruleset t/fuzz-list t/fuzz-label: t/fuzz-%: t/fuzz.c parse.c parse.h
+t/fuzz-request t/fuzz-ruleset t/fuzz-list t/fuzz-label t/fuzz-kernel: t/fuzz-%: t/fuzz.c parse.c parse.h
 	$(FUZZER) -DFUZZ=$* -o $@ t/fuzz.c parse.c
 
 t/fuzz-series: t/series.c nfprom.c parse.c parse.h

@@ -1250,11 +1250,6 @@ static bool next_of(struct walk *walk, enum pair pair, struct fact *fact) {
 
 /* ---- the index of matches */
 
-static uint64_t mix(uint64_t hash, uint64_t word) {
-    hash = (hash ^ word) * 0x9e3779b97f4a7c15u; /* 2^64 over the golden ratio */
-    return hash ^ hash >> 32;
-}
-
 static uint64_t mix_text(uint64_t hash, struct text t) {
     uint64_t word;
     while (t.len >= sizeof word) {
@@ -1825,45 +1820,17 @@ static void release_lock(const struct lock *lock) {
 
 /* While rules are loaded, or only checked, the kernel may leave some out of what it lists, or list
  * some twice, and iptables-save cannot tell. So the collector asks the kernel, too, on a netlink
- * socket (netlink(7)). The kernel lists the rules of a chain once more, each with its handle and
- * that of the rule before it: so it is seen whether one is missing. And it has a number for each
- * chain: its rules, and the jumps to it from anywhere. The numbers and the layout are those of
- * <linux/netlink.h>, <linux/netfilter/nfnetlink.h> and <linux/netfilter/nf_tables.h>, which not
- * every libc has beside it. */
+ * socket: for the rules of a chain, once more (parse.h says how it is seen whether one is missing),
+ * and for a number that it keeps for each chain: its rules, and the jumps to it from anywhere. */
 enum {
-    NFTABLES = 10, /* NFNL_SUBSYS_NFTABLES */
-    NEW_CHAIN = NFTABLES << 8 | 3,
     GET_CHAIN = NFTABLES << 8 | 4,
-    NEW_RULE = NFTABLES << 8 | 6,
     GET_RULE = NFTABLES << 8 | 7,
-    IS_ERROR = 2,          /* NLMSG_ERROR */
-    LIST_END = 3,          /* NLMSG_DONE */
     NETFILTER_SOCKET = 12, /* NETLINK_NETFILTER */
     IS_REQUEST = 0x1,      /* NLM_F_* */
-    IS_INTERRUPTED = 0x10, /* DUMP_INTR */
     WANTS_LIST = 0x300,    /* DUMP */
-    ATTRIBUTE_ALIGNED = 4, /* NLA_ALIGNTO */
-    TABLE_NAME = 1,        /* NFTA_CHAIN_TABLE, NFTA_RULE_TABLE */
-    CHAIN_NAME = 3,        /* NFTA_CHAIN_* */
-    CHAIN_USE = 6,
-    RULE_CHAIN = 2, /* NFTA_RULE_* */
-    RULE_HANDLE = 3,
-    RULE_POSITION = 6,
     NAME_SENT_MAX = 64, /* bytes; a longer name is cut, and then there is no such chain */
     LISTS_MAX = 10,     /* of a chain, until one is not disturbed */
     ANSWER_SIZE = 12 * 1024 /* a third of what iptables reads at once */
-};
-
-struct netlink_head {
-    uint32_t len;
-    uint16_t type, flags;
-    uint32_t sequence, port;
-    uint8_t family, version;
-    uint16_t resource;
-};
-
-struct attribute {
-    uint16_t len, type; /* len: with this head, but without what aligns the next one */
 };
 
 /* What is asked of a chain. */
@@ -1886,12 +1853,8 @@ struct counts {
 
 static const struct counts no_counts;
 
-/* In place of a number of rules, and other than any: the list was disturbed. */
+/* In place of a number of rules, and other than any: each list was disturbed. */
 static const uint32_t unsteady = UINT32_MAX;
-
-static size_t aligned(size_t len) {
-    return (len + ATTRIBUTE_ALIGNED - 1) / ATTRIBUTE_ALIGNED * ATTRIBUTE_ALIGNED;
-}
 
 static void add_name(struct question *question, uint16_t type, struct text name) {
     char *to = (char *)question + question->head.len;
@@ -1900,33 +1863,6 @@ static void add_name(struct question *question, uint16_t type, struct text name)
     memcpy(to, &head, sizeof head);
     memcpy(to + sizeof head, name.at, len); /* behind it are zeros */
     question->head.len += (uint32_t)aligned(head.len);
-}
-
-/* The value of an attribute; nothing if the message has none of that type. */
-static struct text find_attribute(struct text message, uint16_t type) {
-    struct attribute head;
-    for (size_t at = sizeof(struct netlink_head); at + sizeof head <= message.len;
-         at += aligned(head.len)) {
-        memcpy(&head, message.at + at, sizeof head);
-        if (head.len < sizeof head || head.len > message.len - at)
-            break;
-        if (head.type == type)
-            return (struct text){message.at + at + sizeof head, head.len - sizeof head};
-    }
-    return (struct text){"", 0};
-}
-
-/* Copies nothing if the message has none of that type and size. */
-static void copy_attribute(struct text message, uint16_t type, void *to, size_t size) {
-    struct text value = find_attribute(message, type);
-    if (value.len == size)
-        memcpy(to, value.at, size);
-}
-
-/* A name in a message ends with a NUL. */
-static bool has_name(struct text message, uint16_t type, struct text name) {
-    struct text value = find_attribute(message, type);
-    return value.len == name.len + 1 && memcmp(value.at, name.at, name.len) == 0;
 }
 
 /* A chain, and the socket on which the kernel is asked for it. */
@@ -1948,95 +1884,42 @@ static bool ask(const struct asked *asked, uint16_t type, uint16_t wants,
     return send(asked->kernel, &question, question.head.len, 0) >= 0;
 }
 
-/* The messages of an answer, or some of a list's. Each call overwrites those of the one before.
- * Where a list goes on in the next piece it may have lost rules, even all the rest. iptables reads
- * larger pieces, and so it loses others. */
+/* The messages of an answer, or some of a list's; none if there are none. Each call overwrites
+ * those of the one before. Where a list goes on in the next piece it may have lost rules, even all
+ * the rest. iptables reads larger pieces, and so it loses others. */
 static struct text hear_kernel(const struct asked *asked) {
     static char bytes[ANSWER_SIZE];
     ssize_t len = recv(asked->kernel, bytes, sizeof bytes, MSG_DONTWAIT);
     return (struct text){bytes, len > 0 ? (size_t)len : 0};
 }
 
-/* Takes the first of the messages. False: there is none, or it is cut off. */
-static bool take_message(struct text *from, struct text *message,
-                         struct netlink_head *head) {
-    if (from->len < sizeof *head)
-        return false;
-    memcpy(head, from->at, sizeof *head);
-    if (head->len < sizeof *head || head->len > from->len)
-        return false;
-    *message = (struct text){from->at, head->len};
-    size_t size = aligned(head->len);
-    size = size < from->len ? size : from->len;
-    *from = (struct text){from->at + size, from->len - size};
-    return true;
-}
-
 static uint32_t count_uses(const struct asked *asked) {
-    struct text message;
-    struct netlink_head head;
-    uint32_t uses = 0;
-    if (!ask(asked, GET_CHAIN, 0, CHAIN_NAME))
-        return 0;
-    struct text answer = hear_kernel(asked);
-    if (!take_message(&answer, &message, &head) || head.type != NEW_CHAIN)
-        return 0;
-    copy_attribute(message, CHAIN_USE, &uses, sizeof uses);
-    return ntohl(uses);
+    return ask(asked, GET_CHAIN, 0, CHAIN_NAME) ? kernel_uses(hear_kernel(asked)) : 0;
 }
 
-/* Notes a rule of the list. (Old kernels list those of other chains, too.) False: it does not
- * stand behind the one before it. */
-static bool note_listed(const struct asked *asked, struct text message,
-                        struct count *count, uint64_t *last) {
-    uint64_t before = 0; /* of the first rule: none */
-    if (!has_name(message, TABLE_NAME, asked->table) ||
-        !has_name(message, RULE_CHAIN, asked->chain))
-        return true;
-    copy_attribute(message, RULE_POSITION, &before, sizeof before);
-    bool is_next = before == *last;
-    copy_attribute(message, RULE_HANDLE, last, sizeof *last);
-    count->handles = mix(count->handles, *last);
-    count->rules++;
-    return is_next;
-}
-
-/* False: it is not known. Unsteady: rules were loaded or checked in the meantime. */
-static bool list_rules(const struct asked *asked, struct count *count) {
-    struct netlink_head head = {.type = 0};
-    uint64_t last = 0;
-    bool is_steady = true;
-    *count = (struct count){.rules = 0};
+/* False: it is not known. */
+static bool list_rules(const struct asked *asked, struct kernel_list *list) {
+    kernel_list_begin(list, asked->table, asked->chain);
     if (!ask(asked, GET_RULE, WANTS_LIST, RULE_CHAIN))
         return false;
-    while (head.type != LIST_END) {
-        struct text message;
-        struct text list = hear_kernel(asked);
-        if (list.len == 0)
+    while (!list->ended) {
+        struct text messages = hear_kernel(asked);
+        if (messages.len == 0)
             return false;
-        while (take_message(&list, &message, &head)) {
-            if (head.type == IS_ERROR)
-                return false;
-            if (head.type == NEW_RULE && !note_listed(asked, message, count, &last))
-                is_steady = false;
-            if (head.flags & IS_INTERRUPTED)
-                is_steady = false;
-        }
+        kernel_list_take(list, messages);
     }
-    if (!is_steady)
-        count->rules = unsteady;
-    return true;
+    return !list->refused;
 }
 
 /* Another list costs little beside another run of iptables. */
 static struct count count_chain(const struct asked *asked) {
-    struct count count = {.rules = unsteady};
-    for (int lists = 0; lists < LISTS_MAX && count.rules == unsteady; lists++) {
-        if (!list_rules(asked, &count))
+    struct kernel_list list = {.disturbed = true};
+    for (int lists = 0; lists < LISTS_MAX && list.disturbed; lists++) {
+        if (!list_rules(asked, &list))
             return (struct count){.rules = 0};
     }
-    count.uses = count_uses(asked);
-    return count;
+    uint32_t rules = list.disturbed ? unsteady : list.rules;
+    return (struct count){list.handles, rules, count_uses(asked)};
 }
 
 static void count_chains(const struct config *config, uint8_t family,

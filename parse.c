@@ -1,6 +1,7 @@
 /* parse.c - the grammars of parse.h.
  *
- * From the top: the request; tags; the words of a rule; lines; a rule; the ruleset. */
+ * From the top: the request; tags; the words of a rule; lines; a rule; the ruleset; what
+ * the kernel says. */
 #include "parse.h"
 
 #include <stdio.h>
@@ -1531,4 +1532,99 @@ enum item ruleset_next(struct ruleset *rs, struct rule *rule) {
             return item;
     }
     return rs->ended ? finish(rs) : ITEM_MORE;
+}
+
+/* ---- what the kernel says of a chain of nft ---------------------------------------- */
+
+enum {
+    NEW_CHAIN = NFTABLES << 8 | 3, /* NFT_MSG_* */
+    NEW_RULE = NFTABLES << 8 | 6,
+    IS_ERROR = 2,          /* NLMSG_ERROR */
+    LIST_END = 3,          /* NLMSG_DONE */
+    IS_INTERRUPTED = 0x10, /* NLM_F_DUMP_INTR */
+    CHAIN_USE = 6,         /* NFTA_CHAIN_USE */
+    RULE_HANDLE = 3,       /* NFTA_RULE_* */
+    RULE_POSITION = 6
+};
+
+/* Cuts off the first of the messages. False: there is none, or not all of it. */
+static bool cut_message(struct text *from, struct text *message,
+                        struct netlink_head *head) {
+    if (from->len < sizeof *head)
+        return false;
+    memcpy(head, from->at, sizeof *head);
+    if (head->len < sizeof *head || head->len > from->len)
+        return false;
+    *message = (struct text){from->at, head->len};
+    size_t size = aligned(head->len);
+    size = size < from->len ? size : from->len;
+    *from = (struct text){from->at + size, from->len - size};
+    return true;
+}
+
+/* The value of an attribute; nothing if the message has none of that type. */
+static struct text find_attribute(struct text message, uint16_t type) {
+    struct attribute head;
+    for (size_t at = sizeof(struct netlink_head); at + sizeof head <= message.len;
+         at += aligned(head.len)) {
+        memcpy(&head, message.at + at, sizeof head);
+        if (head.len < sizeof head || head.len > message.len - at)
+            break;
+        if (head.type == type)
+            return (struct text){message.at + at + sizeof head, head.len - sizeof head};
+    }
+    return nothing;
+}
+
+/* Copies nothing if the message has none of that type and size. */
+static void copy_attribute(struct text message, uint16_t type, void *to, size_t size) {
+    struct text value = find_attribute(message, type);
+    if (value.len == size)
+        memcpy(to, value.at, size);
+}
+
+/* A name in a message ends with a NUL. */
+static bool has_name(struct text message, uint16_t type, struct text name) {
+    struct text value = find_attribute(message, type);
+    return value.len == name.len + 1 && memcmp(value.at, name.at, name.len) == 0;
+}
+
+void kernel_list_begin(struct kernel_list *list, struct text table, struct text chain) {
+    *list = (struct kernel_list){.table = table, .chain = chain};
+}
+
+static void note_listed(struct kernel_list *list, struct text message) {
+    uint64_t before = 0; /* as with the first rule, which has none before it */
+    if (!has_name(message, TABLE_NAME, list->table) ||
+        !has_name(message, RULE_CHAIN, list->chain))
+        return;
+    copy_attribute(message, RULE_POSITION, &before, sizeof before);
+    if (before != list->last)
+        list->disturbed = true;
+    copy_attribute(message, RULE_HANDLE, &list->last, sizeof list->last);
+    list->handles = mix(list->handles, list->last);
+    list->rules++;
+}
+
+void kernel_list_take(struct kernel_list *list, struct text messages) {
+    struct text message;
+    struct netlink_head head;
+    while (!list->ended && cut_message(&messages, &message, &head)) {
+        list->refused = head.type == IS_ERROR;
+        list->ended = head.type == LIST_END || list->refused;
+        if (head.type == NEW_RULE)
+            note_listed(list, message);
+        if (head.flags & IS_INTERRUPTED)
+            list->disturbed = true;
+    }
+}
+
+uint32_t kernel_uses(struct text answer) {
+    struct text message;
+    struct netlink_head head;
+    unsigned char uses[4] = {0}; /* the highest byte first */
+    if (cut_message(&answer, &message, &head) && head.type == NEW_CHAIN)
+        copy_attribute(message, CHAIN_USE, uses, sizeof uses);
+    return (uint32_t)uses[0] << 24 | (uint32_t)uses[1] << 16 | (uint32_t)uses[2] << 8 |
+           uses[3];
 }

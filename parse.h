@@ -1,8 +1,8 @@
 /* parse.h - everything that nfprom understands of the bytes that come from outside.
  *
- * Two grammars: an HTTP/1.x request (RFC 9110, RFC 9112), and what `iptables-save -c` or
+ * Three grammars: an HTTP/1.x request (RFC 9110, RFC 9112), what `iptables-save -c` or
  * `iptables -v -S CHAIN` prints (iptables' xshared.c and the save functions of its
- * extensions). No I/O, no allocation, no global that can be written, no exit. */
+ * extensions), and what the kernel says of a chain of nft (netlink(7)). No I/O, no allocation, no global that can be written, no exit. */
 #ifndef NFPROM_PARSE_H
 #define NFPROM_PARSE_H
 
@@ -48,6 +48,12 @@ static inline bool begins_with_text(struct text t, struct text start) {
             return false;
     }
     return true;
+}
+
+/* Takes one more word into a hash, which is 0 at first. */
+static inline uint64_t mix(uint64_t hash, uint64_t word) {
+    hash = (hash ^ word) * 0x9e3779b97f4a7c15u; /* 2^64 over the golden ratio */
+    return hash ^ hash >> 32;
 }
 
 /* ---- the request ----------------------------------------------------------------- */
@@ -314,5 +320,60 @@ void ruleset_fed(struct ruleset *rs, size_t n);
  * bytes, an unclosed quote, a counter of a wanted chain that is not a number below 2^64,
  * a table or chain given twice; at the end a missing table, COMMIT or chain. */
 enum item ruleset_next(struct ruleset *rs, struct rule *rule);
+
+/* ---- what the kernel says of a chain of nft ---------------------------------------- */
+
+/* Its messages: a head, then attributes, each a head and a value. The numbers and the layout are
+ * those of <linux/netlink.h>, <linux/netfilter/nfnetlink.h> and
+ * <linux/netfilter/nf_tables.h>, which not every libc has beside it. */
+enum {
+    NFTABLES = 10,        /* NFNL_SUBSYS_NFTABLES: the upper byte of a message's type */
+    TABLE_NAME = 1,       /* NFTA_CHAIN_TABLE, NFTA_RULE_TABLE */
+    CHAIN_NAME = 3,       /* NFTA_CHAIN_NAME */
+    RULE_CHAIN = 2,       /* NFTA_RULE_CHAIN */
+    ATTRIBUTE_ALIGNED = 4 /* NLA_ALIGNTO */
+};
+
+struct netlink_head {
+    uint32_t len; /* of the message */
+    uint16_t type, flags;
+    uint32_t sequence, port;
+    uint8_t family, version;
+    uint16_t resource;
+};
+
+struct attribute {
+    uint16_t len, type; /* len: with this head, but without what aligns the next one */
+};
+
+/* The bytes that a message or an attribute takes up, if others follow. */
+static inline size_t aligned(size_t len) {
+    return (len + ATTRIBUTE_ALIGNED - 1) / ATTRIBUTE_ALIGNED * ATTRIBUTE_ALIGNED;
+}
+
+/* The rules of a chain, as the kernel lists them: each with its handle, a number that no other
+ * rule has, and that of the rule before it. */
+struct kernel_list {
+    struct text table, chain; /* whose rules are listed: the caller's */
+    bool ended;               /* nothing more will come */
+    bool refused;             /* there is no such chain, or no right to see it */
+    bool
+        disturbed; /* rules are missing or are there twice: some were loaded or checked in the
+                       meantime */
+    uint32_t rules;
+    uint64_t handles; /* a hash of theirs, in their order */
+    uint64_t last;    /* handle, 0 at first */
+};
+
+/* Makes *list ready for the list of that chain. */
+void kernel_list_begin(struct kernel_list *list, struct text table, struct text chain);
+
+/* Takes the messages that came at once, as the answer to NFT_MSG_GETRULE with NLM_F_DUMP. Rules
+ * of other chains are passed over (old kernels list them, too), and so is what is no message. */
+void kernel_list_take(struct kernel_list *list, struct text messages);
+
+/* Of the answer to NFT_MSG_GETCHAIN: how many rules the chain has and how many jumps to it there
+ * are, together. 0: it does not say. */
+uint32_t kernel_uses(struct text answer);
 
 #endif

@@ -10,7 +10,7 @@ use Test::More;
 chdir "$FindBin::Bin/.." or die "$FindBin::Bin/..: $!\n";
 die "t/fuzz is not there (make test builds it)\n" unless -x 't/fuzz';
 
-for my $kind (qw(request ruleset list label)) {
+for my $kind (qw(request ruleset list label kernel)) {
     my @files = glob "t/corpus/$kind/*";
     cmp_ok(scalar @files, '>', 0, "there is a corpus of the $kind");
     for my $file (@files) {

@@ -1,5 +1,5 @@
-/* What holds of parse.c whatever comes in. Five programs: t/fuzz-request, t/fuzz-ruleset, t/fuzz-list and t/fuzz-label
- * are libFuzzer's (make fuzz; FUZZ names the function), t/fuzz replays a file: `t/fuzz request FILE` and so on. A broken promise
+/* What holds of parse.c whatever comes in. Six programs: t/fuzz-request, t/fuzz-ruleset, t/fuzz-list, t/fuzz-label and
+ * t/fuzz-kernel are libFuzzer's (make fuzz; FUZZ names the function), t/fuzz replays a file: `t/fuzz request FILE` and so on. A broken promise
  * aborts. */
 #define _GNU_SOURCE /* memmem */
 #include "../parse.h"
@@ -154,12 +154,12 @@ static const struct text chains[] = {TEXT("prometheus"), TEXT("INPUT"), TEXT("a\
 static const struct text reserved_names[] = {TEXT("port"), TEXT("le")};
 static const struct reserved reserved = {reserved_names, 2};
 
-static uint64_t mix(uint64_t hash, const void *bytes, size_t n) { /* FNV-1a */
+static uint64_t mix_bytes(uint64_t hash, const void *bytes, size_t n) { /* FNV-1a */
     for (size_t i = 0; i < n; i++) hash = (hash ^ ((const unsigned char *)bytes)[i]) * 0x100000001b3;
     return hash;
 }
 
-static uint64_t mix_text(uint64_t hash, struct text t) { return mix(mix(hash, t.at, t.len), &t.len, sizeof t.len); }
+static uint64_t mix_text(uint64_t hash, struct text t) { return mix_bytes(mix_bytes(hash, t.at, t.len), &t.len, sizeof t.len); }
 
 /* The next word, len 0 behind the last. (Quotes are no matter: no label says what an option with a string matches.) */
 static struct text cut_word(struct text *t) {
@@ -326,12 +326,12 @@ static uint64_t read_all(struct text in, enum dialect dialect, size_t nchains, u
             at += n;
             continue;
         }
-        hash = mix(hash, &item, sizeof item);
+        hash = mix_bytes(hash, &item, sizeof item);
         promise(item != ITEM_JUMP || (save && rule.refers), "a table alone has jumps");
         if (item == ITEM_JUMP || (item == ITEM_RULE && rule.refers)) {
             promise(rule.referred < nchains, "a jump leads to a chain that is wanted");
             promise(is_in(rule.from, lines, rs.end), "the chain it comes from lies in the buffer");
-            hash = mix(mix_text(hash, rule.from), &rule.referred, sizeof rule.referred);
+            hash = mix_bytes(mix_text(hash, rule.from), &rule.referred, sizeof rule.referred);
         }
         if (item == ITEM_JUMP) continue;
         if (item == ITEM_RULE || item == ITEM_POLICY) {
@@ -342,7 +342,7 @@ static uint64_t read_all(struct text in, enum dialect dialect, size_t nchains, u
             const struct text texts[] = {rule.address.text, rule.protocol.text, rule.port.text,
                                          rule.match,        rule.target,        rule.comment,
                                          rule.policy,        rule.tags};
-            hash = mix(hash, numbers, sizeof numbers);
+            hash = mix_bytes(hash, numbers, sizeof numbers);
             for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) hash = mix_text(hash, texts[i]);
             continue;
         }
@@ -362,7 +362,7 @@ static uint64_t read_all(struct text in, enum dialect dialect, size_t nchains, u
             promise(save || len_of_last_line(in) == 0, "a list ends behind a line");
             promise(at == in.len, "the end is at the end");
         }
-        return mix(mix_text(hash, rs.missing), &rs.nft, sizeof rs.nft);
+        return mix_bytes(mix_text(hash, rs.missing), &rs.nft, sizeof rs.nft);
     }
 }
 
@@ -496,7 +496,7 @@ static void read_output(enum dialect dialect, const uint8_t *data, size_t size) 
     struct text in = {copy, len};
     while (nchains < sizeof chains / sizeof *chains && memmem(copy, len, chains[nchains].at, chains[nchains].len))
         nchains++;
-    uint64_t whole = read_all(in, dialect, nchains, 0), seed = mix(1, data, size) | 1;
+    uint64_t whole = read_all(in, dialect, nchains, 0), seed = mix_bytes(1, data, size) | 1;
     promise(read_all(in, dialect, nchains, seed) == whole, "whole or in parts");
     free(copy);
     said_back(dialect, data, size);
@@ -633,6 +633,25 @@ void label(const uint8_t *data, size_t size) {
     free(in);
 }
 
+/* ---- what the kernel says ---------------------------------------------------------------------------------- */
+
+/* That nothing is read that has not come is for the sanitizer to see. */
+static void kernel(const uint8_t *data, size_t size) {
+    struct text in = {copy_of((const char *)data, size), size};
+    struct kernel_list list;
+    kernel_list_begin(&list, (struct text)TEXT("filter"), (struct text)TEXT("prometheus"));
+    kernel_list_take(&list, in);
+    promise(list.rules <= size / sizeof(struct netlink_head), "a rule takes a message");
+    promise(list.ended || !list.refused, "a refusal is the end");
+    struct kernel_list more = list;
+    kernel_list_take(&more, in);
+    promise(!list.ended || (more.rules == list.rules && more.disturbed == list.disturbed && more.handles == list.handles),
+            "nothing comes behind the end");
+    promise(size > sizeof(struct netlink_head) || kernel_uses(in) == 0, "a head says nothing of a chain");
+    kernel_uses(in);
+    free((void *)in.at);
+}
+
 #ifdef FUZZ
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
@@ -643,11 +662,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
 static const struct {
     const char *name;
     void (*check)(const uint8_t *data, size_t size);
-} kinds[] = {{"request", request}, {"ruleset", ruleset}, {"list", list}, {"label", label}};
+} kinds[] = {{"request", request}, {"ruleset", ruleset}, {"list", list}, {"label", label}, {"kernel", kernel}};
 
 int main(int argc, char **argv) {
     static uint8_t data[1024 * 1024];
-    if (argc < 3) return fprintf(stderr, "usage: t/fuzz request|ruleset|list|label FILE...\n"), 2;
+    if (argc < 3) return fprintf(stderr, "usage: t/fuzz request|ruleset|list|label|kernel FILE...\n"), 2;
     for (int i = 2; i < argc; i++) {
         FILE *file = fopen(argv[i], "rb");
         if (!file) return perror(argv[i]), 2;

@@ -1014,6 +1014,167 @@ static void test_changed(void) {
     }
 }
 
+/* ---- what the kernel says of a chain of nft ---- */
+
+/* Messages in words: a rule is its handle, behind "<" that of the one before it. In front of a rule stands what it has not in
+ * common with others: "o" is of another chain, "t" of another table, "l" of a chain with a longer name, "n" without a name.
+ * Behind it: "!" the list was interrupted, "~" it has more attributes, "_" the last byte of its chain is cut off, "^" one before it has no length.
+ * Words with a meaning of their own: end, error, junk (of another type), short (less than a head), torn (longer than what came),
+ * none (a length of 0). A "|" begins what comes with the next recv(2). */
+static const struct {
+    const char *name, *messages, *expected;
+} listings[] = {
+    {"a chain without a rule", "end", "0 rules ended"},
+    {"nothing has come", "", "0 rules"},
+    {"a rule", "5 end", "1 rules ended"},
+    {"rules, each behind another", "5 6<5 9<6 end", "3 rules ended"},
+    {"... in the order of the chain, not of their handles", "9 5<9 6<5 end", "3 rules ended"},
+    {"... without an end", "5 6<5", "2 rules"},
+    {"... in pieces", "5 6<5 | 9<6 | 4<9 end", "4 rules ended"},
+    {"... the end in a piece of its own", "5 6<5 | end", "2 rules ended"},
+    {"... with other attributes between", "5~ 6<5~ end", "2 rules ended"},
+    {"... and a message of another type", "5 junk 6<5 end", "2 rules ended"},
+    {"one is missing", "5 9<6 end", "2 rules disturbed ended"},
+    {"... at the border of two pieces", "5 | 9<6 end", "2 rules disturbed ended"},
+    {"... the first", "6<5 end", "1 rules disturbed ended"},
+    {"... and all is well behind it", "5 9<6 10<9 end", "3 rules disturbed ended"},
+    {"one is there twice", "5 6<5 6<5 end", "3 rules disturbed ended"},
+    {"... the first", "5 5 end", "2 rules disturbed ended"},
+    {"the list was interrupted", "5! end", "1 rules disturbed ended"},
+    {"... at its end", "5 end!", "1 rules disturbed ended"},
+    {"... in a rule of another chain", "5 o7! end", "1 rules disturbed ended"},
+    {"rules of another chain", "5 o7 o8<7 6<5 end", "2 rules ended"},
+    {"... before it", "o7 5 end", "1 rules ended"},
+    {"... of one whose name goes on", "5 l7 end", "1 rules ended"},
+    {"... of the same name in another table", "5 t7 end", "1 rules ended"},
+    {"... of one without a name", "5 n7 end", "1 rules ended"},
+    {"no such chain", "error", "0 rules ended refused"},
+    {"... said late", "5 error", "1 rules ended refused"},
+    {"what stands behind the end", "5 end 9<6!", "1 rules ended"},
+    {"... and behind a refusal", "error 5 end", "0 rules ended refused"},
+    {"... and comes later", "5 end | 6<5!", "1 rules ended"},
+    {"less than a head", "5 short", "1 rules"},
+    {"a message that is cut off", "5 torn", "1 rules"},
+    {"... and what stands behind it", "5 torn 6<5 end", "1 rules"},
+    {"a message without a length", "5 none 6<5 end", "1 rules"},
+    {"an attribute that is cut off", "5_ end", "0 rules ended"},
+    {"... of the second rule", "5 6<5_ end", "1 rules ended"},
+    {"an attribute without a length", "5^ end", "0 rules ended"},
+};
+
+static char messages[4096];
+
+static size_t put_attribute(size_t at, uint16_t type, const void *value, size_t len) {
+    struct attribute head = {(uint16_t)(sizeof head + len), type};
+    memcpy(messages + at, &head, sizeof head);
+    memcpy(messages + at + sizeof head, value, len);
+    return at + aligned(head.len);
+}
+
+/* Numbers come with the highest byte first. */
+static size_t put_number(size_t at, uint16_t type, uint64_t number, size_t len) {
+    char bytes[8];
+    for (size_t i = 0; i < len; i++) bytes[i] = (char)(number >> 8 * (len - 1 - i));
+    return put_attribute(at, type, bytes, len);
+}
+
+static size_t put_head(size_t start, size_t end, uint16_t type, bool interrupted) {
+    struct netlink_head head = {.len = (uint32_t)(end - start), .type = type, .flags = interrupted ? 0x12 : 0x2};
+    memcpy(messages + start, &head, sizeof head);
+    return end;
+}
+
+static size_t put_rule(size_t start, const char *word) {
+    static const char longer[] = "prometheus2";
+    size_t at = start + sizeof(struct netlink_head);
+    char kind = *word > '9' ? *word++ : ' ';
+    char *behind;
+    uint64_t handle = strtoull(word, &behind, 10), before = *behind == '<' ? strtoull(behind + 1, &behind, 10) : 0;
+    size_t first = at;
+    if (*behind == '~' || *behind == '^') at = put_attribute(at, 77, "abc", 3);
+    at = put_attribute(at, 1, kind == 't' ? "mangle" : "filter", 7);
+    size_t chain = at;
+    if (kind == 'l') at = put_attribute(at, 2, longer, sizeof longer);
+    else if (kind != 'n') at = put_attribute(at, 2, kind == 'o' ? "prometheuz" : "prometheus", 11);
+    at = put_number(at, 3, handle, 8);
+    if (*behind == '~') at = put_attribute(at, 4, longer, sizeof longer);
+    if (before) at = put_number(at, 6, before, 8);
+    if (*behind == '^') memset(messages + first, 0, 2);
+    if (*behind == '_') at = chain + 14;
+    return put_head(start, at, 10 << 8 | 6, *behind == '!');
+}
+
+static size_t put_word(size_t start, const char *word, size_t len) {
+    static const uint16_t done = 3, error = 2;
+    size_t head = sizeof(struct netlink_head);
+    memset(messages + start, 0, head);
+    if (strncmp(word, "end", 3) == 0) return put_head(start, start + head, done, len > 3);
+    if (strncmp(word, "error", len) == 0) return put_head(start, start + head, error, false);
+    if (strncmp(word, "junk", len) == 0) return put_head(start, put_rule(start, "5"), 10 << 8 | 7, false);
+    if (strncmp(word, "short", len) == 0) return start + head - 1;
+    if (strncmp(word, "torn", len) == 0) return put_head(start, start + sizeof messages, done, false), start + head;
+    if (strncmp(word, "none", len) == 0) return put_head(start, start, done, false), start + head;
+    return put_rule(start, word);
+}
+
+/* Into a copy of exactly its size, so that a sanitizer sees a byte too many being read. */
+static struct text copied(size_t len) {
+    char *copy = malloc(len ? len : 1);
+    if (!copy) exit(2);
+    memcpy(copy, messages, len);
+    return (struct text){copy, len};
+}
+
+static struct kernel_list listed(const char *words) {
+    struct kernel_list list;
+    kernel_list_begin(&list, (struct text)TEXT("filter"), chains[0]);
+    for (size_t len = 0;; words += strspn(words, " ")) {
+        size_t word = strcspn(words, " ");
+        if (word > 0 && *words != '|') {
+            len = put_word(aligned(len), words, word);
+        } else {
+            struct text piece = copied(len);
+            kernel_list_take(&list, piece);
+            free((void *)piece.at);
+            len = 0;
+        }
+        if (word == 0) return list;
+        words += word;
+    }
+}
+
+static void test_listings(void) {
+    for (size_t i = 0; i < sizeof listings / sizeof *listings; i++) {
+        struct kernel_list list = listed(listings[i].messages);
+        snprintf(got, sizeof got, "%u rules%s%s%s", list.rules, list.disturbed ? " disturbed" : "", list.ended ? " ended" : "",
+                 list.refused ? " refused" : "");
+        is(got, listings[i].expected, listings[i].name);
+    }
+    struct kernel_list list;
+    kernel_list_begin(&list, (struct text)TEXT("filter"), chains[0]);
+    size_t first = put_rule(0, "5_");
+    put_rule(aligned(first), "6");
+    kernel_list_take(&list, (struct text){messages, first});
+    ok(list.rules == 0, "what stands in the memory behind a message that is cut off", "a rule", "none");
+    uint64_t handles = listed("5 6<5 9<6 end").handles;
+    ok(handles == listed("5 6<5 | o7 9<6! end").handles, "the same rules have the same hash", "another", "the same");
+    ok(handles != listed("5 6<5 10<6 end").handles, "... another rule another one", "the same", "another");
+    ok(handles != listed("6 5<6 9<5 end").handles, "... and another order, too", "the same", "another");
+}
+
+/* The answer to the question for a chain: its type, and the attribute with that number of bytes. */
+static void test_uses(uint16_t type, size_t size, const char *expected, const char *name) {
+    size_t at = put_attribute(sizeof(struct netlink_head), 1, "filter", 7);
+    at = put_number(at, 6, 0x01020304, size);
+    struct text answer = copied(put_head(0, at, type, false));
+    snprintf(got, sizeof got, "%x", kernel_uses(answer));
+    is(got, expected, name);
+    answer.len--;
+    snprintf(got, sizeof got, "... cut off: %s", name);
+    ok(kernel_uses(answer) == 0, got, "a number", "0");
+    free((void *)answer.at);
+}
+
 int main(void) {
     for (size_t i = 0; i < sizeof requests / sizeof *requests; i++)
         test_request(requests[i].name, requests[i].request, strlen(requests[i].request), requests[i].expected);
@@ -1055,6 +1216,11 @@ int main(void) {
     read_all(DIALECT_SAVE, 1, HEAD "COMMIT\n", strlen(HEAD "COMMIT\n"), 4096);
     is(rs.nft ? "nft" : "legacy", "nft", "the header names the backend");
     is(rs.missing.len ? rs.missing.at : "", "prometheus", "a missing chain is named");
+    test_listings();
+    test_uses(10 << 8 | 3, 4, "1020304", "what the kernel counts of a chain");
+    test_uses(10 << 8 | 3, 8, "0", "... in another size");
+    test_uses(2, 4, "0", "... it has none");
+    ok(kernel_uses((struct text){"", 0}) == 0, "... it says nothing", "a number", "0");
     printf("1..%d\n", tests);
     return failures != 0;
 }
