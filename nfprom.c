@@ -1830,7 +1830,10 @@ enum {
     WANTS_LIST = 0x300,    /* DUMP */
     NAME_SENT_MAX = 64, /* bytes; a longer name is cut, and then there is no such chain */
     LISTS_MAX = 10,     /* of a chain, until one is not disturbed */
-    ANSWER_SIZE = 12 * 1024 /* a third of what iptables reads at once */
+    PIECE_SIZE =
+        32 * 1024, /* bytes of a list that come at once, at most: as with iptables */
+    FIRST_BEFORE = 8 * 1024, /* and in the first piece, before and after iptables reads */
+    FIRST_AFTER = 20 * 1024
 };
 
 /* What is asked of a chain. */
@@ -1865,11 +1868,18 @@ static void add_name(struct question *question, uint16_t type, struct text name)
     question->head.len += (uint32_t)aligned(head.len);
 }
 
-/* A chain, and the socket on which the kernel is asked for it. */
+/* A chain, and the socket on which the kernel is asked for it.
+ *
+ * A list comes in pieces. Where one ends and another begins the kernel may lose rules, even all
+ * the rest, which cannot be seen of the list. But iptables loses those behind the end of a piece
+ * of its own. So ours end elsewhere: the first one is smaller, and all others are as large. (A
+ * rule that does not fit into a piece would be the end of the list.) The first piece is as large
+ * as the largest buffer that was there for an answer on the same socket. */
 struct asked {
     int kernel;
     uint8_t family;
     struct text table, chain;
+    size_t first_piece;
 };
 
 /* The kernel has answered, or begun its list, before send() returns. */
@@ -1885,16 +1895,17 @@ static bool ask(const struct asked *asked, uint16_t type, uint16_t wants,
 }
 
 /* The messages of an answer, or some of a list's; none if there are none. Each call overwrites
- * those of the one before. Where a list goes on in the next piece it may have lost rules, even all
- * the rest. iptables reads larger pieces, and so it loses others. */
-static struct text hear_kernel(const struct asked *asked) {
-    static char bytes[ANSWER_SIZE];
-    ssize_t len = recv(asked->kernel, bytes, sizeof bytes, MSG_DONTWAIT);
+ * those of the one before. */
+static struct text hear_kernel(const struct asked *asked, size_t room) {
+    static char bytes[PIECE_SIZE];
+    ssize_t len = recv(asked->kernel, bytes, room, MSG_DONTWAIT);
     return (struct text){bytes, len > 0 ? (size_t)len : 0};
 }
 
 static uint32_t count_uses(const struct asked *asked) {
-    return ask(asked, GET_CHAIN, 0, CHAIN_NAME) ? kernel_uses(hear_kernel(asked)) : 0;
+    if (!ask(asked, GET_CHAIN, 0, CHAIN_NAME))
+        return 0;
+    return kernel_uses(hear_kernel(asked, asked->first_piece));
 }
 
 /* False: it is not known. */
@@ -1903,7 +1914,7 @@ static bool list_rules(const struct asked *asked, struct kernel_list *list) {
     if (!ask(asked, GET_RULE, WANTS_LIST, RULE_CHAIN))
         return false;
     while (!list->ended) {
-        struct text messages = hear_kernel(asked);
+        struct text messages = hear_kernel(asked, PIECE_SIZE);
         if (messages.len == 0)
             return false;
         kernel_list_take(list, messages);
@@ -1911,25 +1922,38 @@ static bool list_rules(const struct asked *asked, struct kernel_list *list) {
     return !list->refused;
 }
 
-/* Another list costs little beside another run of iptables. */
-static struct count count_chain(const struct asked *asked) {
-    struct kernel_list list = {.disturbed = true};
-    for (int lists = 0; lists < LISTS_MAX && list.disturbed; lists++) {
-        if (!list_rules(asked, &list))
-            return (struct count){.rules = 0};
-    }
-    uint32_t rules = list.disturbed ? unsteady : list.rules;
-    return (struct count){list.handles, rules, count_uses(asked)};
+/* On a socket of its own, since a list leaves its size of pieces to the next one. */
+static bool count_once(struct asked *asked, struct kernel_list *list, uint32_t *uses) {
+    asked->kernel = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETFILTER_SOCKET);
+    *uses = count_uses(asked);
+    bool known = list_rules(asked, list);
+    close(asked->kernel);
+    return known;
 }
 
-static void count_chains(const struct config *config, uint8_t family,
+/* Another list costs little beside another run of iptables. */
+static struct count count_chain(struct asked asked) {
+    struct kernel_list list = {.disturbed = true};
+    uint32_t uses = 0;
+    for (int lists = 0; lists < LISTS_MAX && list.disturbed; lists++) {
+        if (!count_once(&asked, &list, &uses))
+            return (struct count){.rules = 0};
+        bool may_not_fit = list.rules == 0 && asked.first_piece < PIECE_SIZE;
+        if (may_not_fit) {
+            asked.first_piece = PIECE_SIZE;
+            list.disturbed = true;
+        }
+    }
+    uint32_t rules = list.disturbed ? unsteady : list.rules;
+    return (struct count){list.handles, rules, uses};
+}
+
+static void count_chains(const struct config *config, uint8_t family, size_t first_piece,
                          struct count counts[CHAINS_MAX]) {
     struct text table = {config->table, strlen(config->table)};
     for (size_t i = 0; i < config->nchains; i++) {
-        int kernel = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETFILTER_SOCKET);
-        struct asked asked = {kernel, family, table, config->chains[i]};
-        counts[i] = count_chain(&asked);
-        close(kernel);
+        struct asked asked = {-1, family, table, config->chains[i], first_piece};
+        counts[i] = count_chain(asked);
     }
 }
 
@@ -2080,9 +2104,9 @@ static struct end await_command(const struct collector *self, FILE *pipe, int ou
     if (pipe) {
         /* While it gets going. */
         end.hides_legacy = !can_see(self->kind->legacy_tables);
-        count_chains(self->config, self->kind->number, end.counts.before);
+        count_chains(self->config, self->kind->number, FIRST_BEFORE, end.counts.before);
         await_output(out, pipe);
-        count_chains(self->config, self->kind->number, end.counts.after);
+        count_chains(self->config, self->kind->number, FIRST_AFTER, end.counts.after);
     }
     close(out);
     if (pipe) {
@@ -3155,12 +3179,12 @@ static const struct doubt {
      * meet such a moment, so there are three. */
     {has_only_zeros, 3, 4, true, false},
     /* By nft, while rules of the same chain were only checked. */
-    {has_copies, 3, 6, false, true},
+    {has_copies, 3, 20, false, true},
     /* By nft, while rules of the chain were loaded or only checked. (Or iptables is a script that
      * shows another machine's rules.) */
-    {differs_from_rules, 6, 6, false, false},
+    {differs_from_rules, 6, 20, false, false},
     /* The same of jumps to it. (Or a map of native rules jumps there.) */
-    {differs_from_uses, 3, 6, false, true},
+    {differs_from_uses, 3, 20, false, true},
     /* So that a change does not make up for what was left out. */
     {has_changed, 6, 20, false, true},
 };
