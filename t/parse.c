@@ -1079,7 +1079,7 @@ static size_t put_number(size_t at, uint16_t type, uint64_t number, size_t len) 
 }
 
 static size_t put_head(size_t start, size_t end, uint16_t type, bool interrupted) {
-    struct netlink_head head = {.len = (uint32_t)(end - start), .type = type, .flags = interrupted ? 0x12 : 0x2};
+    struct netlink_head head = {.len = (uint32_t)(end - start), .type = type, .flags = interrupted ? 0x10 : 0xffef}; /* that one bit */
     memcpy(messages + start, &head, sizeof head);
     return end;
 }
@@ -1092,6 +1092,7 @@ static size_t put_rule(size_t start, const char *word) {
     uint64_t handle = strtoull(word, &behind, 10), before = *behind == '<' ? strtoull(behind + 1, &behind, 10) : 0;
     size_t first = at;
     if (*behind == '~' || *behind == '^') at = put_attribute(at, 77, "abc", 3);
+    if (*behind == '~') at = put_attribute(at, 78, "", 0);
     at = put_attribute(at, 1, kind == 't' ? "mangle" : "filter", 7);
     size_t chain = at;
     if (kind == 'l') at = put_attribute(at, 2, longer, sizeof longer);
@@ -1156,6 +1157,10 @@ static void test_listings(void) {
     put_rule(aligned(first), "6");
     kernel_list_take(&list, (struct text){messages, first});
     ok(list.rules == 0, "what stands in the memory behind a message that is cut off", "a rule", "none");
+    first = put_rule(0, "5");
+    put_rule(first, "6<5");
+    kernel_list_take(&list, (struct text){messages, first});
+    ok(list.rules == 1, "... and behind one that is not", "another rule", "one");
     uint64_t handles = listed("5 6<5 9<6 end").handles;
     ok(handles == listed("5 6<5 | o7 9<6! end").handles, "the same rules have the same hash", "another", "the same");
     ok(handles != listed("5 6<5 10<6 end").handles, "... another rule another one", "the same", "another");
