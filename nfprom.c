@@ -1006,24 +1006,28 @@ struct facts {
  * as it needs (seven bits in a byte, the lowest first, the eighth set if there are more), and
  * texts, each behind its length:
  *
- *   pair, chain, bits, packets, bytes, nth
- *   of a duplicate: previous
+ *   pair and bits, as one number; chain, packets, bytes
+ *   of a duplicate: nth, previous
  *   of a policy:  its name
- *   of a rule:    match, comment; place and length of its target among the targets
+ *   of a rule:    match; place and length of its target among the targets
+ *     with comment: that
  *     tagged:      tags, and the error of a comment that is refused
  *     expressible: direction and what is negated; then of address, protocol and port the
  *                  place in the match, and the length
  *
- * So a usual rule takes some 70 bytes. In a struct of fixed size with the texts behind it, it
+ * So a usual rule takes some 65 bytes. In a struct of fixed size with the texts behind it, it
  * takes 100, and 10,000 rules take more than half of the answer that is made of them. */
 enum {
-    BIT_TERMINAL = 1,
-    BIT_EXPRESSIBLE = 2,
-    BIT_HAS_COMMENT = 4,
-    BIT_HARMLESS = 8,
-    BIT_UNREACHABLE = 16,
-    BIT_CLOSES = 32,
-    BIT_TAGGED = 64, /* or should be */
+    PAIR_BITS = 3, /* enum pair */
+    BIT_TERMINAL = 4,
+    BIT_EXPRESSIBLE = 8,
+    BIT_HAS_COMMENT = 16,
+    BIT_HARMLESS = 32,
+    BIT_CLOSES = 64,
+    /* What few rules have: the others need one byte for all this. */
+    BIT_UNREACHABLE = 128,
+    BIT_DUPLICATE = 256,
+    BIT_TAGGED = 512, /* or should be */
 
     LABELS_DIRECTION = 3, /* two bits: enum direction */
     LABELS_NOT_ADDRESS = 4,
@@ -1117,7 +1121,7 @@ static void read_labels(const char **at, struct rule *rule) {
 }
 
 static unsigned bits_of(const struct fact *fact) {
-    unsigned bits = 0;
+    unsigned bits = fact->pair;
     if (fact->rule.terminal)
         bits |= BIT_TERMINAL;
     if (fact->rule.expressible)
@@ -1126,10 +1130,12 @@ static unsigned bits_of(const struct fact *fact) {
         bits |= BIT_HAS_COMMENT;
     if (fact->harmless)
         bits |= BIT_HARMLESS;
-    if (fact->unreachable)
-        bits |= BIT_UNREACHABLE;
     if (fact->closes)
         bits |= BIT_CLOSES;
+    if (fact->unreachable)
+        bits |= BIT_UNREACHABLE;
+    if (fact->nth > 1)
+        bits |= BIT_DUPLICATE;
     if (fact->rule.tags.len > 0 || fact->rule.refused_comments > 0)
         bits |= BIT_TAGGED;
     return bits;
@@ -1146,20 +1152,21 @@ static bool append_record(struct facts *facts, const struct fact *fact) {
         return false;
     char *start = records->at + records->len + sizeof(record_size);
     char *to = start;
-    to = write_number(to, fact->pair);
-    to = write_number(to, rule->chain);
     to = write_number(to, bits);
+    to = write_number(to, rule->chain);
     to = write_number(to, rule->packets);
     to = write_number(to, rule->bytes);
-    to = write_number(to, fact->nth);
-    if (fact->nth > 1)
+    if (bits & BIT_DUPLICATE) {
+        to = write_number(to, fact->nth);
         to = write_number(to, fact->previous);
+    }
     if (fact->pair == PAIR_POLICY) {
         to = write_text(to, rule->policy);
     } else {
         to = write_text(to, rule->match);
-        to = write_text(to, rule->comment);
         to = write_place(to, rule->target, facts->targets.at);
+        if (bits & BIT_HAS_COMMENT)
+            to = write_text(to, rule->comment);
         if (bits & BIT_TAGGED) {
             to = write_text(to, rule->tags);
             to = write_number(to, rule->tag_error);
@@ -1179,9 +1186,9 @@ static void read_record(const struct facts *facts, size_t offset, struct fact *f
     const char *at = facts->records.at + offset + sizeof(record_size);
     struct rule *rule = &fact->rule;
     *rule = rule_of_nothing;
-    fact->pair = (enum pair)read_number(&at);
-    rule->chain = read_number(&at);
     uint64_t bits = read_number(&at);
+    fact->pair = (enum pair)(bits & PAIR_BITS);
+    rule->chain = read_number(&at);
     rule->terminal = bits & BIT_TERMINAL;
     rule->expressible = bits & BIT_EXPRESSIBLE;
     rule->has_comment = bits & BIT_HAS_COMMENT;
@@ -1190,15 +1197,17 @@ static void read_record(const struct facts *facts, size_t offset, struct fact *f
     fact->closes = bits & BIT_CLOSES;
     rule->packets = read_number(&at);
     rule->bytes = read_number(&at);
-    fact->nth = read_number(&at);
-    fact->previous = fact->nth > 1 ? read_number(&at) : FREE;
+    bool is_duplicate = bits & BIT_DUPLICATE;
+    fact->nth = is_duplicate ? read_number(&at) : 1;
+    fact->previous = is_duplicate ? read_number(&at) : FREE;
     if (fact->pair == PAIR_POLICY) {
         rule->policy = read_text(&at);
         return;
     }
     rule->match = read_text(&at);
-    rule->comment = read_text(&at);
     rule->target = read_place(&at, facts->targets.at);
+    if (bits & BIT_HAS_COMMENT)
+        rule->comment = read_text(&at);
     if (bits & BIT_TAGGED) {
         rule->tags = read_text(&at);
         rule->tag_error = (enum tag_error)read_number(&at);
@@ -1217,9 +1226,10 @@ static struct walk begin_walk(const struct facts *facts) {
     return (struct walk){facts, RECORDS_START};
 }
 
-/* The pair of the next record: its first number, which is below 0x80. */
+/* The pair of the next record: in the lowest bits of its first number. */
 static enum pair peek_pair(const struct walk *walk) {
-    return (enum pair)walk->facts->records.at[walk->offset + sizeof(record_size)];
+    char first = walk->facts->records.at[walk->offset + sizeof(record_size)];
+    return (enum pair)(first & PAIR_BITS);
 }
 
 static bool at_end(const struct walk *walk) {
