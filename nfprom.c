@@ -1840,9 +1840,8 @@ enum {
     WANTS_LIST = 0x300,    /* DUMP */
     NAME_SENT_MAX = 64, /* bytes; a longer name is cut, and then there is no such chain */
     LISTS_MAX = 10,     /* of a chain, until one is not disturbed */
-    PIECE_SIZE =
-        32 * 1024, /* bytes of a list that come at once, at most: as with iptables */
-    FIRST_BEFORE = 8 * 1024, /* and in the first piece, before and after iptables reads */
+    PIECE_SIZE = 32 * 1024,  /* bytes of a list at once, at most: as with iptables */
+    FIRST_BEFORE = 8 * 1024, /* in the first piece, before and after iptables reads */
     FIRST_AFTER = 20 * 1024
 };
 
