@@ -1947,6 +1947,7 @@ static struct count count_chain(struct asked asked) {
     for (int lists = 0; lists < LISTS_MAX && list.disturbed; lists++) {
         if (!count_once(&asked, &list, &uses))
             return (struct count){.rules = 0};
+        /* If it has no rule, the first one may not have fitted into the first piece. */
         bool may_not_fit = list.rules == 0 && asked.first_piece < PIECE_SIZE;
         if (may_not_fit) {
             asked.first_piece = PIECE_SIZE;

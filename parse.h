@@ -2,7 +2,8 @@
  *
  * Three grammars: an HTTP/1.x request (RFC 9110, RFC 9112), what `iptables-save -c` or
  * `iptables -v -S CHAIN` prints (iptables' xshared.c and the save functions of its
- * extensions), and what the kernel says of a chain of nft (netlink(7)). No I/O, no allocation, no global that can be written, no exit. */
+ * extensions), and what the kernel says of a chain of nft (netlink(7)). No I/O, no
+ * allocation, no global that can be written, no exit. */
 #ifndef NFPROM_PARSE_H
 #define NFPROM_PARSE_H
 
@@ -357,9 +358,8 @@ struct kernel_list {
     struct text table, chain; /* whose rules are listed: the caller's */
     bool ended;               /* nothing more will come */
     bool refused;             /* there is no such chain, or no right to see it */
-    bool
-        disturbed; /* rules are missing or are there twice: some were loaded or checked in the
-                       meantime */
+    /* Rules are missing or are there twice: some were loaded or checked in the meantime. */
+    bool disturbed;
     uint32_t rules;
     uint64_t handles; /* a hash of theirs, in their order */
     uint64_t last;    /* handle, 0 at first */
