@@ -3380,6 +3380,9 @@ static void log_failures(const struct report *report) {
     }
 }
 
+/* What a process reads for its answer, and ends with. (A page that reads twice has one more.) */
+static struct report process_report;
+
 static void begin_report(struct report *report, const struct config *config,
                          struct collector *collectors) {
     report->config = config;
@@ -5552,12 +5555,12 @@ static usec begin_scrape(struct exchange *exchange, struct report *report) {
  * be read. The exit status is 1 then. */
 static int answer_scrape(const struct exchange *exchange, struct body body,
                          struct body failed) {
-    static struct report report; /* the process ends with it */
+    struct report *report = &process_report;
     struct exchange shorter = *exchange;
-    usec deadline = begin_scrape(&shorter, &report);
-    int status = scrape(exchange->config, exchange->collectors, &report, deadline);
+    usec deadline = begin_scrape(&shorter, report);
+    int status = scrape(exchange->config, exchange->collectors, report, deadline);
     bool success = status == 200;
-    body.of = failed.of = &report;
+    body.of = failed.of = report;
     int result = answer(&shorter, status, success ? body : failed);
     return success ? result : 1;
 }
@@ -5652,12 +5655,12 @@ static int read_page(const struct exchange *exchange, struct page *page,
 
 /* The page says itself what could not be read. */
 static int answer_page(const struct exchange *exchange) {
-    static struct report report;
-    static struct page page; /* the process ends with them */
+    static struct page page; /* the process ends with it */
+    struct report *report = &process_report;
     struct exchange shorter = *exchange;
-    usec deadline = begin_scrape(&shorter, &report);
+    usec deadline = begin_scrape(&shorter, report);
     page.wish = read_wish(exchange->request.query);
-    int status = read_page(exchange, &page, &report, deadline);
+    int status = read_page(exchange, &page, report, deadline);
     dismiss_collectors(exchange->collectors);
     if (status == NOBODY_WAITS)
         return 0;
@@ -5786,16 +5789,16 @@ static void write_window(struct sink *sink) {
 }
 
 static int print_exposition(const struct config *config) {
-    static struct report report;
+    struct report *report = &process_report;
     struct collector collectors[FAMILIES] = {{.pid = 0}};
     usec deadline = now() + config->timeout; /* of the reading */
     struct sink sink = begin_stream(write_window, deadline);
     start_collectors(config, collectors, deadline);
-    bool success = drop_rights() && scrape(config, collectors, &report, deadline) == 200;
+    bool success = drop_rights() && scrape(config, collectors, report, deadline) == 200;
     end_collectors(collectors);
     if (!success)
         return 1;
-    put_exposition(&sink, &report, FORMAT_TEXT);
+    put_exposition(&sink, report, FORMAT_TEXT);
     write_window(&sink);
     bool good = sink.outcome == SINK_GOOD;
     if (good)
