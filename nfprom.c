@@ -20,16 +20,19 @@
  * There is one deadline (-timeout, 8 s) for the whole exchange. A 200 says that each family which
  * reports success was read to its COMMIT (a list has none), with status 0, the chain found
  * and every counter a number below 2^64; a chain without any rule is believed only when the
- * other command has said the same, and one of nft when it has as many rules as the kernel
- * counts, or when the difference stays (read_believed). No byte of a request gets into a
+ * other command, where it may be run, has said the same, and one of nft when it has as many rules
+ * as the kernel counts, or when the difference stays (read_believed). No byte of a request gets into a
  * command, and the process that reads it holds no right (see the collector). Messages go to
  * standard error or, if that is the client's connection, to syslog.
  *
  * Exit status: 0 answered, 1 nfprom or iptables failed, 2 wrong flags.
  *
- * The data flow one way, and this file is in the same order, behind time, messages and flags:
+ * The data flow one way:
  *
  *   collector: command -> output -> rules (parse.c) -> facts -> view -> sink
+ *
+ * In this file each part stands below what it needs: time, messages, flags, sink, facts, commands,
+ * lock, kernel, collector, reading, views, HTTP.
  *
  * Facts are what was read, kept once, in the chain's order. A view (text format, OpenMetrics,
  * page) makes bytes of them, and knows no HTTP. A sink takes the bytes of any view: it counts
@@ -917,7 +920,8 @@ static const struct text reserved_names[] = {
 };
 static const struct reserved reserved_labels = {reserved_names, COUNT(reserved_names)};
 
-/* A rule or a policy as it is kept. */
+/* A rule or a policy as it is kept. Of the rule there is all that a view may show; not its words,
+ * from and what else keep_rule() alone needs, which are as in rule_of_nothing. */
 struct fact {
     enum pair pair;
     uint64_t nth;    /* 1: the first rule with this match; 2, 3, ...: a duplicate of it */
@@ -1016,20 +1020,20 @@ struct facts {
  *                  place in the match, and the length
  *
  * So a usual rule takes some 65 bytes. In a struct of fixed size with the texts behind it, it
- * takes 100, and 10,000 rules take more than half of the answer that is made of them. */
+ * takes 100, and the records of 10,000 rules are more than half as large as the answer. */
 enum {
-    PAIR_BITS = 3, /* enum pair */
+    PAIR_MASK = 3, /* enum pair */
     BIT_TERMINAL = 4,
     BIT_EXPRESSIBLE = 8,
     BIT_HAS_COMMENT = 16,
     BIT_HARMLESS = 32,
     BIT_CLOSES = 64,
-    /* What few rules have: the others need one byte for all this. */
+    /* What few rules have: only those need a second byte for this number. */
     BIT_UNREACHABLE = 128,
     BIT_DUPLICATE = 256,
     BIT_TAGGED = 512, /* or should be */
 
-    LABELS_DIRECTION = 3, /* two bits: enum direction */
+    LABELS_DIRECTION_MASK = 3, /* two bits: enum direction */
     LABELS_NOT_ADDRESS = 4,
     LABELS_NOT_PROTOCOL = 8,
     LABELS_NOT_PORT = 16,
@@ -1111,7 +1115,7 @@ static char *write_labels(char *to, const struct rule *rule) {
 
 static void read_labels(const char **at, struct rule *rule) {
     uint64_t bits = read_number(at);
-    rule->direction = (enum direction)(bits & LABELS_DIRECTION);
+    rule->direction = (enum direction)(bits & LABELS_DIRECTION_MASK);
     rule->address.negated = bits & LABELS_NOT_ADDRESS;
     rule->protocol.negated = bits & LABELS_NOT_PROTOCOL;
     rule->port.negated = bits & LABELS_NOT_PORT;
@@ -1187,7 +1191,7 @@ static void read_record(const struct facts *facts, size_t offset, struct fact *f
     struct rule *rule = &fact->rule;
     *rule = rule_of_nothing;
     uint64_t bits = read_number(&at);
-    fact->pair = (enum pair)(bits & PAIR_BITS);
+    fact->pair = (enum pair)(bits & PAIR_MASK);
     rule->chain = read_number(&at);
     rule->terminal = bits & BIT_TERMINAL;
     rule->expressible = bits & BIT_EXPRESSIBLE;
@@ -1229,7 +1233,7 @@ static struct walk begin_walk(const struct facts *facts) {
 /* The pair of the next record: in the lowest bits of its first number. */
 static enum pair peek_pair(const struct walk *walk) {
     char first = walk->facts->records.at[walk->offset + sizeof(record_size)];
-    return (enum pair)(first & PAIR_BITS);
+    return (enum pair)(first & PAIR_MASK);
 }
 
 static bool at_end(const struct walk *walk) {
@@ -1830,16 +1834,13 @@ static void release_lock(const struct lock *lock) {
 
 /* While rules are loaded, or only checked, the kernel may leave some out of what it lists, or list
  * some twice, and iptables-save cannot tell. So the collector asks the kernel, too, on a netlink
- * socket: for the rules of a chain, once more (parse.h says how it is seen whether one is missing),
+ * socket: for the rules of a chain, once more (struct kernel_list says how a gap is seen),
  * and for a number that it keeps for each chain: its rules, and the jumps to it from anywhere. */
 enum {
-    GET_CHAIN = NFTABLES << 8 | 4,
-    GET_RULE = NFTABLES << 8 | 7,
     NETFILTER_SOCKET = 12, /* NETLINK_NETFILTER */
-    IS_REQUEST = 0x1,      /* NLM_F_* */
-    WANTS_LIST = 0x300,    /* DUMP */
-    NAME_SENT_MAX = 64, /* bytes; a longer name is cut, and then there is no such chain */
-    LISTS_MAX = 10,     /* of a chain, until one is not disturbed */
+    NAME_SENT_MAX =
+        64, /* bytes; names of chains and tables that may be asked for are shorter */
+    LISTS_MAX = 10,          /* of a chain, until one is not disturbed */
     PIECE_SIZE = 32 * 1024,  /* bytes of a list at once, at most: as with iptables */
     FIRST_BEFORE = 8 * 1024, /* in the first piece, before and after iptables reads */
     FIRST_AFTER = 20 * 1024
@@ -1851,11 +1852,11 @@ struct question {
     char attributes[2 * (sizeof(struct attribute) + NAME_SENT_MAX + ATTRIBUTE_ALIGNED)];
 };
 
-/* What the kernel says of a chain; 0: not known. */
+/* What the kernel says of a chain. */
 struct count {
     uint64_t handles; /* a hash of its rules' */
-    uint32_t rules;
-    uint32_t uses; /* the rules and the jumps to it */
+    uint32_t rules;   /* 0: none, or it is not known */
+    uint32_t uses;    /* the rules and the jumps to it; 0 as above */
 };
 
 /* Of each chain, shortly before iptables reads and when it has read. */
@@ -1865,7 +1866,8 @@ struct counts {
 
 static const struct counts no_counts;
 
-/* In place of a number of rules, and other than any: each list was disturbed. */
+/* In place of a number of rules: each of LISTS_MAX lists was disturbed. As no read has so many
+ * rules, the chain is doubted. */
 static const uint32_t unsteady = UINT32_MAX;
 
 static void add_name(struct question *question, uint16_t type, struct text name) {
@@ -1879,11 +1881,14 @@ static void add_name(struct question *question, uint16_t type, struct text name)
 
 /* A chain, and the socket on which the kernel is asked for it.
  *
- * A list comes in pieces. Where one ends and another begins the kernel may lose rules, even all
- * the rest, which cannot be seen of the list. But iptables loses those behind the end of a piece
- * of its own. So ours end elsewhere: the first one is smaller, and all others are as large. (A
- * rule that does not fit into a piece would be the end of the list.) The first piece is as large
- * as the largest buffer that was there for an answer on the same socket. */
+ * A list comes in pieces. Where one ends and another begins the kernel may lose rules. A gap is
+ * seen, but not when all the rest is missing. But iptables loses rules behind the end of a piece of
+ * its own. So ours end elsewhere: the first one is smaller, and all others are as large as those
+ * of iptables. (A rule that does not fit into a piece would be the end of the list.)
+ *
+ * The kernel makes a piece as large as the largest buffer that recv() has had on that socket before.
+ * So the answer to the question for the chain is received into a buffer of the size of the first
+ * piece. */
 struct asked {
     int kernel;
     uint8_t family;
@@ -1892,14 +1897,14 @@ struct asked {
 };
 
 /* The kernel has answered, or begun its list, before send() returns. */
-static bool ask(const struct asked *asked, uint16_t type, uint16_t wants,
-                uint16_t chain_type) {
+static bool ask(const struct asked *asked, uint16_t type, uint16_t more_flags,
+                uint16_t chain_attribute) {
     struct question question = {.head = {.len = sizeof question.head,
                                          .type = type,
-                                         .flags = IS_REQUEST | wants,
+                                         .flags = FLAG_REQUEST | more_flags,
                                          .family = asked->family}};
-    add_name(&question, TABLE_NAME, asked->table);
-    add_name(&question, chain_type, asked->chain);
+    add_name(&question, ATTRIBUTE_TABLE, asked->table);
+    add_name(&question, chain_attribute, asked->chain);
     return send(asked->kernel, &question, question.head.len, 0) >= 0;
 }
 
@@ -1912,7 +1917,7 @@ static struct text hear_kernel(const struct asked *asked, size_t room) {
 }
 
 static uint32_t count_uses(const struct asked *asked) {
-    if (!ask(asked, GET_CHAIN, 0, CHAIN_NAME))
+    if (!ask(asked, TYPE_GET_CHAIN, 0, ATTRIBUTE_CHAIN_NAME))
         return 0;
     return kernel_uses(hear_kernel(asked, asked->first_piece));
 }
@@ -1920,7 +1925,7 @@ static uint32_t count_uses(const struct asked *asked) {
 /* False: it is not known. */
 static bool list_rules(const struct asked *asked, struct kernel_list *list) {
     kernel_list_begin(list, asked->table, asked->chain);
-    if (!ask(asked, GET_RULE, WANTS_LIST, RULE_CHAIN))
+    if (!ask(asked, TYPE_GET_RULE, FLAG_DUMP, ATTRIBUTE_RULE_CHAIN))
         return false;
     while (!list->ended) {
         struct text messages = hear_kernel(asked, PIECE_SIZE);
@@ -1942,17 +1947,17 @@ static bool count_once(struct asked *asked, struct kernel_list *list, uint32_t *
 
 /* Another list costs little beside another run of iptables. */
 static struct count count_chain(struct asked asked) {
-    struct kernel_list list = {.disturbed = true};
+    struct kernel_list list = {.disturbed = false};
     uint32_t uses = 0;
-    for (int lists = 0; lists < LISTS_MAX && list.disturbed; lists++) {
+    bool again = true;
+    for (int lists = 0; lists < LISTS_MAX && again; lists++) {
         if (!count_once(&asked, &list, &uses))
             return (struct count){.rules = 0};
-        /* If it has no rule, the first one may not have fitted into the first piece. */
+        /* Without a rule: the first one may have been too large for the first piece. */
         bool may_not_fit = list.rules == 0 && asked.first_piece < PIECE_SIZE;
-        if (may_not_fit) {
+        if (may_not_fit)
             asked.first_piece = PIECE_SIZE;
-            list.disturbed = true;
-        }
+        again = list.disturbed || may_not_fit;
     }
     uint32_t rules = list.disturbed ? unsteady : list.rules;
     return (struct count){list.handles, rules, uses};
@@ -1967,13 +1972,13 @@ static void count_chains(const struct config *config, uint8_t family, size_t fir
     }
 }
 
-/* ---- the collector: it has the right, and reads nothing ---------------------------- */
+/* ---- the collector: it has the right, and reads no stranger's bytes ----------------- */
 
 /* Who reads a stranger's bytes holds no right, and who holds a right reads no stranger's bytes.
  * So before the request is read each family gets a collector, a child that keeps the rights of
  * nfprom; nfprom then drops its own (drop_rights). On the channel between them the collector
  * takes nothing but words of one length, each of which says: run that command, and hold the lock
- * so. It answers with the read ends of two pipes, and when the command has ended with how, and
+ * so. (What else it reads is what the kernel says of the chains.) It answers with the read ends of two pipes, and when the command has ended with how, and
  * with what the kernel counts.
  *
  * The collector leads a process group of its own; in it popen's shell becomes iptables-save. When
@@ -3174,36 +3179,39 @@ static uint64_t differs_from_uses(const struct family *family, size_t chain) {
     return differs ? fingerprint(family, chain) : 0;
 }
 
-/* What iptables was seen to print of chains that were otherwise, with status 0. */
+enum {
+    FEW_READS = 3,   /* at most, and ... */
+    MANY_READS = 20, /* ... where iptables often errs: for as long as there is time */
+    IN_A_ROW = 6,
+    READS_IN_HAND = 4, /* time for as many is left: else there is none to read again */
+    A_MOMENT = 10      /* ms between two of them */
+};
+
+/* What iptables was seen to print, with status 0, of chains that did not look like that. */
 static const struct doubt {
-    /* What there is to doubt, as a number: 0 if there is nothing. */
+    /* 0: there is nothing to doubt. 1: there is. Another number: there is, and the next read shows
+     * the same only if its rules are the same (fingerprint()). */
     uint64_t (*measure)(const struct family *family, size_t chain);
-    int reads;        /* as many in a row must show the same until it is believed */
-    int most;         /* of at most so many */
+    int reads; /* as many in a row, at most IN_A_ROW, must show the same to be believed */
+    int most;  /* as many are made at least, if they are needed */
     bool wants_other; /* and by both commands in turn, where both may be run */
-    bool is_likely;   /* to be true: believed where there is no time to read again */
+    bool
+        may_stay; /* believed where there is no time to read again: it is likely to be true */
 } doubts[] = {
     /* In a race with a change, and for lack of memory. */
-    {has_no_rule, 2, 3, true, false},
+    {has_no_rule, 2, FEW_READS, true, false},
     /* In the middle of a change of legacy tables. Beside a loop of changes two reads in a row may
      * meet such a moment, so there are three. */
     {has_only_zeros, 3, 4, true, false},
     /* By nft, while rules of the same chain were only checked. */
-    {has_copies, 3, 20, false, true},
+    {has_copies, 3, MANY_READS, false, true},
     /* By nft, while rules of the chain were loaded or only checked. (Or iptables is a script that
      * shows another machine's rules.) */
-    {differs_from_rules, 6, 20, false, false},
+    {differs_from_rules, IN_A_ROW, MANY_READS, false, false},
     /* The same of jumps to it. (Or a map of native rules jumps there.) */
-    {differs_from_uses, 3, 20, false, true},
+    {differs_from_uses, 3, MANY_READS, false, true},
     /* So that a change does not make up for what was left out. */
-    {has_changed, 6, 20, false, true},
-};
-
-enum {
-    READS_MAX = 3, /* and more if a doubt needs them */
-    IN_A_ROW = 6,
-    READS_IN_HAND = 4, /* time for as many is left: else there is none to read again */
-    A_MOMENT = 10      /* ms between two of them */
+    {has_changed, IN_A_ROW, MANY_READS, false, true},
 };
 
 /* What was doubted of each chain. */
@@ -3239,7 +3247,7 @@ static void note_doubts(struct doubted *doubted, const struct config *config,
 static bool is_believed(const struct doubted *doubted, bool has_time) {
     for (size_t d = 0; d < COUNT(doubts); d++) {
         const uint64_t *chains = doubted->chains[d];
-        bool matters = has_time || !doubts[d].is_likely;
+        bool matters = has_time || !doubts[d].may_stay;
         if (matters && chains[doubts[d].reads - 1] != chains[0])
             return false;
     }
@@ -3255,7 +3263,7 @@ static bool is_for_other(const struct doubted *doubted) {
 }
 
 static int most_reads(const struct doubted *doubted) {
-    int most = READS_MAX;
+    int most = FEW_READS;
     for (size_t d = 0; d < COUNT(doubts); d++) {
         if (doubted->chains[d][0] != 0 && most < doubts[d].most)
             most = doubts[d].most;
@@ -3263,9 +3271,8 @@ static int most_reads(const struct doubted *doubted) {
     return most;
 }
 
-/* Says in front of the reason why that command was run at all, and behind it which limits there
- * are. */
-static void add_doubt(struct family *family) {
+/* Says in front of the reason why there was one more read, and behind it which limits there are. */
+static void explain_doubt(struct family *family) {
     static char reason[REASON_MAX];
     struct sink text = begin_string(reason, sizeof reason);
     put_string(
@@ -3283,9 +3290,9 @@ static void add_doubt(struct family *family) {
 static void tell_changes(struct family *family, int reads) {
     snprintf(
         family->reason, sizeof family->reason,
-        "the ruleset changes while it is read: chains without a rule, with nothing but "
-        "zeros, with a rule twice, or with other rules than the kernel counts, in one of %d "
-        "reads were others in the next",
+        "the ruleset changes while it is read: there was a chain without a rule, with "
+        "nothing but zeros, with a rule twice, or with other rules than the kernel counts, "
+        "and in %d reads it did not look the same often enough",
         reads);
 }
 
@@ -3319,7 +3326,7 @@ static bool read_believed(const struct config *config, struct family *family,
             continue;                /* this was no read */
         } else if (reading != READ_UNSTEADY) {
             if (is_for_other(&doubted))
-                add_doubt(family);
+                explain_doubt(family);
             return false;
         }
         reads++;
@@ -3394,8 +3401,8 @@ static void begin_report(struct report *report, const struct config *config,
     }
 }
 
-/* Reads the enabled families. The status: 200 if one succeeded, else 504 if one was out of time,
- * else 503. A family that hangs leaves the next a share of the time; one that has failed is not
+/* Reads the enabled families. The status: 200 if one succeeded, else 504 if one was out of time
+ * (but not for the lock of legacy tables), else 503. A family that hangs leaves the next a share of the time; one that has failed is not
  * read again. */
 static int read_families(struct report *report, usec deadline) {
     bool success = false;

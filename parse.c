@@ -851,8 +851,8 @@ static enum line_end cut_line(struct text unread, enum dialect dialect,
 /* What a match does. What is not in the table may do anything to the packet: `-m socket
  * --restore-skmark` sets its mark, `-m cluster` its type. */
 enum effect {
-    LOADS, /* nothing: `-m NAME` alone is no condition, only its options are. (`-m socket`, IPv6's
-               `-m ah` and others are conditions even without an option) */
+    LOADS, /* `-m NAME` alone is no condition and does nothing: only its options do. (`-m socket`,
+               IPv6's `-m ah` and others are conditions even without an option) */
     LOOKS, /* looks at the packet, its marks, and what was set up before it came: as long as
                nobody rewrites it, the answer is the same each time */
     TURNS /* counts, draws lots, looks at the clock or at the connection */
@@ -1242,6 +1242,7 @@ static bool find_chain(const struct ruleset *rs, struct text name, size_t *chain
 
 const struct rule rule_of_nothing = {
     .from = TEXT(""),
+    .words = TEXT(""),
     .policy = TEXT(""),
     .match = TEXT(""),
     .target = TEXT(""),
@@ -1536,17 +1537,6 @@ enum item ruleset_next(struct ruleset *rs, struct rule *rule) {
 
 /* ---- what the kernel says of a chain of nft ---------------------------------------- */
 
-enum {
-    NEW_CHAIN = NFTABLES << 8 | 3, /* NFT_MSG_* */
-    NEW_RULE = NFTABLES << 8 | 6,
-    IS_ERROR = 2,          /* NLMSG_ERROR */
-    LIST_END = 3,          /* NLMSG_DONE */
-    IS_INTERRUPTED = 0x10, /* NLM_F_DUMP_INTR */
-    CHAIN_USE = 6,         /* NFTA_CHAIN_USE */
-    RULE_HANDLE = 3,       /* NFTA_RULE_* */
-    RULE_POSITION = 6
-};
-
 /* Cuts off the first of the messages. False: there is none, or not all of it. */
 static bool cut_message(struct text *from, struct text *message,
                         struct netlink_head *head) {
@@ -1595,13 +1585,13 @@ void kernel_list_begin(struct kernel_list *list, struct text table, struct text 
 
 static void note_listed(struct kernel_list *list, struct text message) {
     uint64_t before = 0; /* as with the first rule, which has none before it */
-    if (!has_name(message, TABLE_NAME, list->table) ||
-        !has_name(message, RULE_CHAIN, list->chain))
+    if (!has_name(message, ATTRIBUTE_TABLE, list->table) ||
+        !has_name(message, ATTRIBUTE_RULE_CHAIN, list->chain))
         return;
-    copy_attribute(message, RULE_POSITION, &before, sizeof before);
+    copy_attribute(message, ATTRIBUTE_RULE_POSITION, &before, sizeof before);
     if (before != list->last)
         list->disturbed = true;
-    copy_attribute(message, RULE_HANDLE, &list->last, sizeof list->last);
+    copy_attribute(message, ATTRIBUTE_RULE_HANDLE, &list->last, sizeof list->last);
     list->handles = mix(list->handles, list->last);
     list->rules++;
 }
@@ -1610,11 +1600,11 @@ void kernel_list_take(struct kernel_list *list, struct text messages) {
     struct text message;
     struct netlink_head head;
     while (!list->ended && cut_message(&messages, &message, &head)) {
-        list->refused = head.type == IS_ERROR;
-        list->ended = head.type == LIST_END || list->refused;
-        if (head.type == NEW_RULE)
+        list->refused = head.type == TYPE_ERROR;
+        list->ended = head.type == TYPE_DONE || list->refused;
+        if (head.type == TYPE_NEW_RULE)
             note_listed(list, message);
-        if (head.flags & IS_INTERRUPTED)
+        if (head.flags & FLAG_INTERRUPTED)
             list->disturbed = true;
     }
 }
@@ -1623,8 +1613,8 @@ uint32_t kernel_uses(struct text answer) {
     struct text message;
     struct netlink_head head;
     unsigned char uses[4] = {0}; /* the highest byte first */
-    if (cut_message(&answer, &message, &head) && head.type == NEW_CHAIN)
-        copy_attribute(message, CHAIN_USE, uses, sizeof uses);
+    if (cut_message(&answer, &message, &head) && head.type == TYPE_NEW_CHAIN)
+        copy_attribute(message, ATTRIBUTE_CHAIN_USE, uses, sizeof uses);
     return (uint32_t)uses[0] << 24 | (uint32_t)uses[1] << 16 | (uint32_t)uses[2] << 8 |
            uses[3];
 }

@@ -328,13 +328,30 @@ enum item ruleset_next(struct ruleset *rs, struct rule *rule);
  * those of <linux/netlink.h>, <linux/netfilter/nfnetlink.h> and
  * <linux/netfilter/nf_tables.h>, which not every libc has beside it. */
 enum {
-    NFTABLES = 10,        /* NFNL_SUBSYS_NFTABLES: the upper byte of a message's type */
-    TABLE_NAME = 1,       /* NFTA_CHAIN_TABLE, NFTA_RULE_TABLE */
-    CHAIN_NAME = 3,       /* NFTA_CHAIN_NAME */
-    RULE_CHAIN = 2,       /* NFTA_RULE_CHAIN */
+    NFTABLES = 10, /* NFNL_SUBSYS_NFTABLES: the upper byte of its messages' types */
+    TYPE_NEW_CHAIN = NFTABLES << 8 | 3, /* NFT_MSG_* */
+    TYPE_GET_CHAIN = NFTABLES << 8 | 4,
+    TYPE_NEW_RULE = NFTABLES << 8 | 6,
+    TYPE_GET_RULE = NFTABLES << 8 | 7,
+    TYPE_ERROR = 2, /* NLMSG_ERROR */
+    TYPE_DONE = 3,  /* NLMSG_DONE: the end of a list */
+
+    FLAG_REQUEST = 0x1,      /* NLM_F_* */
+    FLAG_INTERRUPTED = 0x10, /* DUMP_INTR: the ruleset has changed since the list began */
+    FLAG_DUMP = 0x300,       /* a list is wanted */
+
+    ATTRIBUTE_TABLE = 1, /* NFTA_CHAIN_TABLE, NFTA_RULE_TABLE: the name */
+    ATTRIBUTE_CHAIN_NAME = 3,
+    ATTRIBUTE_CHAIN_USE = 6,
+    ATTRIBUTE_RULE_CHAIN = 2, /* the name */
+    ATTRIBUTE_RULE_HANDLE = 3,
+    ATTRIBUTE_RULE_POSITION = 6, /* the handle of the rule before it */
+
     ATTRIBUTE_ALIGNED = 4 /* NLA_ALIGNTO */
 };
 
+/* nlmsghdr, and behind it nfgenmsg. (At the end of a list the error number of that stands in place
+ * of nfgenmsg. It is as long.) */
 struct netlink_head {
     uint32_t len; /* of the message */
     uint16_t type, flags;
@@ -353,12 +370,15 @@ static inline size_t aligned(size_t len) {
 }
 
 /* The rules of a chain, as the kernel lists them: each with its handle, a number that no other
- * rule has, and that of the rule before it. */
+ * rule of the table has, and that of the rule before it. So it is seen where rules are missing or
+ * are there twice, but not if they are missing at the end. */
 struct kernel_list {
     struct text table, chain; /* whose rules are listed: the caller's */
     bool ended;               /* nothing more will come */
-    bool refused;             /* there is no such chain, or no right to see it */
-    /* Rules are missing or are there twice: some were loaded or checked in the meantime. */
+    bool refused;             /* there is no right to see it, or no nf_tables. (Of a chain
+                                 that is not there the list is empty.) */
+    /* Rules may be missing or be there twice: a rule is not behind the one that it names, or
+     * something in any table has changed since the list began. */
     bool disturbed;
     uint32_t rules;
     uint64_t handles; /* a hash of theirs, in their order */
