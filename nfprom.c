@@ -1859,7 +1859,7 @@ struct count {
     uint32_t uses;    /* the rules and the jumps to it; 0 as above */
 };
 
-/* Of each chain, shortly before iptables reads and when it has read. */
+/* Of each chain, before iptables was started and when it had read. */
 struct counts {
     struct count before[CHAINS_MAX], after[CHAINS_MAX];
 };
@@ -2100,43 +2100,57 @@ static bool can_see(const char *file) {
     return true;
 }
 
-/* Waits until the command begins to write: iptables has read all rules then. Or until it has
- * ended, when nobody is left at the other end of its standard input, popen's pipe. */
-static void await_output(int out, FILE *pipe) {
-    struct pollfd fds[] = {{.fd = out, .events = POLLIN}, {.fd = fileno(pipe)}};
-    poll(fds, COUNT(fds), -1);
+/* Only where the rules may be those of nft: the kernel would load nf_tables for the question. */
+static bool may_be_nft(enum lock_use lock) {
+    return lock == LOCK_UNUSED || lock == LOCK_IF_FREE;
 }
 
-/* Waits for the end of a command. Without a pipe the error says why there is none. The read end of
- * its output is closed as soon as it is not needed: the command must not wait for who does not
- * read. */
-static struct end await_command(const struct collector *self, FILE *pipe, int out,
-                                int error) {
+/* A command that was started. */
+struct command {
+    struct order order;
+    FILE *pipe; /* to its standard input; NULL: it could not be started */
+    int error;  /* errno then */
+    int out;    /* the read end of its output */
+};
+
+/* When iptables has read all rules: it begins to write, or it has ended and nobody is left at the
+ * other end of its standard input. A list of several chains is of as many commands, one after the
+ * other, so the end is waited for. */
+static void count_after(const struct collector *self, const struct command *command,
+                        struct counts *counts) {
+    bool reads_once =
+        command->order.dialect == DIALECT_SAVE || self->config->nchains == 1;
+    struct pollfd fds[] = {{.fd = reads_once ? command->out : -1, .events = POLLIN},
+                           {.fd = fileno(command->pipe)}};
+    poll(fds, COUNT(fds), -1);
+    count_chains(self->config, self->kind->number, FIRST_AFTER, counts->after);
+}
+
+/* Waits for the end of a command, and says how it ended. The read end of its output is closed as
+ * soon as it is not needed: the command must not wait for who does not read. */
+static void await_command(const struct collector *self, struct command *command,
+                          struct end *end) {
     struct rusage own = {.ru_maxrss = 0};
     struct rusage children = {.ru_maxrss = 0};
-    struct end end = {.status = CANNOT_RUN};
     int status = -1;
-    if (pipe) {
-        /* While it gets going. */
-        end.hides_legacy = !can_see(self->kind->legacy_tables);
-        count_chains(self->config, self->kind->number, FIRST_BEFORE, end.counts.before);
-        await_output(out, pipe);
-        count_chains(self->config, self->kind->number, FIRST_AFTER, end.counts.after);
+    if (command->pipe) {
+        end->hides_legacy = !can_see(self->kind->legacy_tables); /* while it gets going */
+        if (may_be_nft(command->order.lock))
+            count_after(self, command, &end->counts);
     }
-    close(out);
-    if (pipe) {
-        status = pclose(pipe);
-        error = errno;
+    close(command->out);
+    if (command->pipe) {
+        status = pclose(command->pipe);
+        command->error = errno;
     }
     if (status < 0)
-        dprintf(STDERR_FILENO, "no shell: %s\n", strerror(error));
+        dprintf(STDERR_FILENO, "no shell: %s\n", strerror(command->error));
     else
-        end.status = status_of(status);
+        end->status = status_of(status);
     getrusage(RUSAGE_SELF, &own);
     getrusage(RUSAGE_CHILDREN, &children);
-    end.own = own.ru_maxrss;
-    end.peak = children.ru_maxrss;
-    return end;
+    end->own = own.ru_maxrss;
+    end->peak = children.ru_maxrss;
 }
 
 /* Runs one command, with the lock as it was told: says that it has started, with the pipes' read
@@ -2145,18 +2159,21 @@ static struct end await_command(const struct collector *self, FILE *pipe, int ou
 static bool obey(const struct collector *self, struct order order) {
     int out[2] = {-1, -1};
     int err[2] = {-1, -1};
+    struct end end = {.status = CANNOT_RUN};
     struct lock lock = take_lock(order.lock, self->deadline);
+    if (may_be_nft(order.lock))
+        count_chains(self->config, self->kind->number, FIRST_BEFORE, end.counts.before);
     bool piped = pipe2(out, O_CLOEXEC) == 0 && pipe2(err, O_CLOEXEC) == 0 &&
                  dup2(out[1], STDOUT_FILENO) >= 0 && dup2(err[1], STDERR_FILENO) >= 0;
     struct start start = {piped ? 0 : errno, state_of(&lock)};
     FILE *pipe = piped ? popen(command_of(self, order.dialect), "we") : NULL;
-    int error = errno;
+    struct command command = {order, pipe, errno, out[0]};
     tell_start(&start, out[0], err[0]);
     close(out[1]);
     close(err[0]);
     close(err[1]);
     if (piped) {
-        struct end end = await_command(self, pipe, out[0], error);
+        await_command(self, &command, &end);
         send(CHANNEL, &end, sizeof end, MSG_NOSIGNAL);
     } else {
         close(out[0]);
@@ -3064,7 +3081,8 @@ static enum reading run_once(const struct config *config, struct family *family,
     /* A list does not say of which backend it is. */
     bool is_nft = dialect == DIALECT_LIST ? lock == LOCK_UNUSED : rs->nft;
     family->counts = is_nft ? run.end.counts : no_counts;
-    family->knows_jumps = knows_jumps(family, rs);
+    if (dialect == DIALECT_SAVE) /* a list does not tell */
+        family->knows_jumps = knows_jumps(family, rs);
     return reading;
 }
 

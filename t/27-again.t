@@ -278,7 +278,7 @@ SKIP: {
     skip_or_fail('needs nft, setpriv, iptables-nft and a network namespace', 1) unless $nft && $setpriv && $iptables && system('unshare', '-n', $nft, 'list ruleset') == 0;
     for my $family ('ip', 'ip6') {
         my $jump = 'type filter hook input priority 0; counter jump prometheus;';
-        spew("$DIR/$family.nft", "table $family filter {\nchain prometheus {\n" . "counter return\n" x 40 . "}\nchain long {\n" . "counter return\n" x 1000 . "}\nchain both { counter return; counter return; }\nchain INPUT { $jump }\n}\n");
+        spew("$DIR/$family.nft", "table $family filter {\nchain prometheus {\n" . "counter return\n" x 40 . "}\nchain long {\n" . "counter return\n" x 1000 . "}\nchain both { counter return; counter return; }\nchain empty { }\nchain native { type filter hook input priority -5; jump empty; }\nchain INPUT { $jump }\n}\n");
     }
     my @there = (wrap => ['unshare', '-n', 'sh', '-c', "$nft -f '$DIR/ip.nft' && $nft -f '$DIR/ip6.nft' && exec \"\$@\"", 'sh']);
     my $printed = sub {
@@ -310,10 +310,12 @@ SKIP: {
     ends('... but rules are not believed then',    { save => [{ out => $less }, { hang => 1 }] }, qr/^ipv4: .*did not end in time/m, 'save save', @there, flags => [qw(-timeout 14s)], status => 504);
     ends('a small chain is counted, too',          { save => [$printed->(3), $all] },             $packets->(40), 'save save',           @there);
     ends('legacy tables are not in nft',           { save => [$printed->(39, program => 'iptables-save v1.8.9')] }, $packets->(39), 'save', @there, @unlocked);
-    my ($list_all, $list_less) = map { my $last = $_; join "\n", '-N prometheus', (map {"-A prometheus -p tcp -m tcp --dport $_ -c 7 70"} 1 .. $last), '' } 40, 39;
+    my ($list_all, $list_less, $list_more) = map { my $last = $_; join "\n", '-N prometheus', (map {"-A prometheus -p tcp -m tcp --dport $_ -c 7 70"} 1 .. $last), '' } 40, 39, 41;
     ends('a list, too, but of its jumps',          { list => [$list_less, $list_all] },           $packets->(40), 'list list',           @there, flags => [qw(-list -variant nft)]);
     ends('... believed if it is the same each time', { list => [$list_less] },                    $packets->(39), $six->('list'),        @there, flags => [qw(-list -variant nft)]);
     ends('... of legacy tables is not in nft',     { list => [$list_less] },                      $packets->(39), 'list',                @there, flags => [qw(-list -variant legacy)]);
+    ends('... nor asked for there, whatever is printed', { save => [$less] },                     $packets->(39), 'save',                @there, @unlocked, flags => [qw(-variant legacy)]);
+    ends('a native base chain jumps to an empty one, which no list says', { save => [$REMARK . save({ chains => [':empty - [0:0]'] })], list => ["-N empty\n"] }, 'none', 'save list', @there, flags => [qw(-chain empty -variant nft)]);
     ends('of two rules one is missing',            { save => [$printed->(40, two => 0), $all] },  '7 7',                  'save save',           @there, flags => [qw(-chain both)]);
     ends('the second of two chains',               { save => [$less, $all] },                     $packets->(42), 'save save',           @there, flags => [qw(-chain both -chain prometheus)]);
     my $long = sub {
@@ -338,6 +340,8 @@ SKIP: {
     my $more   = { out => $all, slow => 1, does => "$nft add rule ip filter prometheus return\n" };
     ends('a chain that is loaded anew meanwhile is read again', { save => [$loaded, $all] },     $packets->(40), 'save save',           @there);
     ends('... one that gets a rule, too',          { save => [$more, $printed->(41)] },           $packets->(41), 'save save',           @there);
+    my $both = "-N both\n-A both -p udp -c 7 70\n-A both -p icmp -c 7 70\n";
+    ends('... of two that are listed it is the second', { list => [$both, { %$more, out => $list_all }, $both, $list_more] }, $packets->(43), 'list list list list', @there, flags => [qw(-list -variant nft -chain both -chain prometheus)]);
     ends('... believed after six times',           { save => [$loaded] },                         $packets->(40), $six->('save'),        @there);
     ends('who has no right does not know',         { save => [$less] },                           $packets->(39), 'save', wrap => [@{ $there[1] }, $setpriv, qw(--bounding-set=-net_admin --)]);
     ends('a chain that nft has not got',           { save => [$less] },                           $packets->(39), 'save', wrap => [qw(unshare -n)]);
