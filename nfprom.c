@@ -5254,8 +5254,8 @@ static const struct status {
 } statuses[] = {
     {200, "OK", "ok\n"},
     {400, "Bad Request",
-     "This is no HTTP/1 request: a request line, one Host header, an empty line. TLS is not "
-     "spoken here.\n"},
+     "This is no HTTP/1 request: a request line, one Host header, at most one length of a "
+     "body, an empty line. TLS is not spoken here.\n"},
     {404, "Not Found", ""}, /* says which paths there are */
     {405, "Method Not Allowed", "Only GET and HEAD are answered; ask for /metrics.\n"},
     {408, "Request Timeout",

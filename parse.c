@@ -276,6 +276,14 @@ static void parse_scrape_timeout(struct text value, struct request *req) {
         req->scrape_timeout_ms = ms;
 }
 
+/* A body ends somewhere, though nobody reads it: RFC 9112 section 6.3. */
+static void parse_transfer_encoding(struct text value, struct request *req) {
+    struct text coding = nothing;
+    while (cut_element(&value, ',', &coding))
+        ;
+    req->endless_body = !same_ignoring_case(coding, "chunked");
+}
+
 static bool is_control(char c) {
     return ((unsigned char)c < ' ' && c != '\t') || c == 0x7f;
 }
@@ -298,6 +306,12 @@ static bool parse_header(struct text line, struct request *req) {
         req->hosts++;
         return consists_of(value, host_chars);
     }
+    if (same_ignoring_case(name, "Content-Length")) {
+        req->lengths++;
+        return req->lengths == 1 && value.len > 0 && consists_of(value, DIGITS);
+    }
+    if (same_ignoring_case(name, "Transfer-Encoding"))
+        parse_transfer_encoding(value, req);
     if (same_ignoring_case(name, "Accept"))
         parse_accept(value, req);
     if (same_ignoring_case(name, "X-Prometheus-Scrape-Timeout-Seconds")) {
@@ -365,8 +379,8 @@ static int read_header_lines(struct request *req, const char *buf, size_t len) {
     struct text line;
     while (next_line(req, buf, len, &line)) {
         if (line.len == 0) {
-            bool good = req->hosts == 1 || (req->hosts == 0 && !req->needs_host);
-            return good ? 200 : 400;
+            bool has_host = req->hosts == 1 || (req->hosts == 0 && !req->needs_host);
+            return has_host && !req->endless_body ? 200 : 400;
         }
         bool is_long = req->unread - req->part_start > HEADERS_MAX;
         if (is_long || req->header_lines == HEADER_LINES_MAX)

@@ -100,8 +100,9 @@ struct request {
     size_t part_start; /* where that begins; three offsets in the buffer */
     size_t unread;     /* what stands before has been read */
     size_t searched;   /* no line end stands between `unread` and here */
-    unsigned header_lines, hosts;
+    unsigned header_lines, hosts, lengths;
     bool needs_host;
+    bool endless_body; /* its last transfer coding is not chunked */
 };
 
 /* Makes *req ready for a request of which nothing has come yet. */

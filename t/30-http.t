@@ -88,6 +88,11 @@ for (
     [400, 'a field without a colon',              "GET /metrics HTTP/1.1\r\n${HOST}nonsense\r\n\r\n"],
     [400, 'a field without a name',               "GET /metrics HTTP/1.1\r\n${HOST}: x\r\n\r\n"],
     [400, 'a blank in the name of a field',       "GET /metrics HTTP/1.1\r\n${HOST}X A: x\r\n\r\n"],
+    [400, 'a Content-Length that is no number',   "GET /metrics HTTP/1.1\r\n${HOST}Content-Length: abc\r\n\r\n"],
+    [400, 'a Content-Length below zero',          "GET /metrics HTTP/1.1\r\n${HOST}Content-Length: -1\r\n\r\n"],
+    [400, 'an empty Content-Length',              "GET /metrics HTTP/1.1\r\n${HOST}Content-Length:\r\n\r\n"],
+    [400, 'two of Content-Length',                "GET /metrics HTTP/1.1\r\n${HOST}Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello"],
+    [400, 'a Transfer-Encoding without an end',   "GET /metrics HTTP/1.1\r\n${HOST}Transfer-Encoding: chunked, gzip\r\n\r\n"],
     [400, 'a NUL in a field',                     "GET /metrics HTTP/1.1\r\n${HOST}X: a\0b\r\n\r\n"],
     [400, 'a NUL in the path',                    "GET /metrics\0 HTTP/1.1\r\n$HOST\r\n"],
     [400, 'a line without a version',             "GET /metrics\r\n\r\n"],
@@ -144,6 +149,8 @@ answers($two, 200, 'of two requests in one go the first is answered');
 is(answers_in($two), 1, '... and the second is not');
 answers(serve("GET /metrics HTTP/1.1\r\n${HOST}Content-Length: 40\r\n\r\n" . get('/nowhere')), 200,
     'a body is not read as a request');
+answers(serve("GET /metrics HTTP/1.1\r\n${HOST}Transfer-Encoding: gzip\r\nTransfer-Encoding: Chunked\r\n\r\n0\r\n\r\n"), 200,
+    '... nor is a body that comes in chunks');
 for my $status (404, 400) {
     my $bad = $status == 404 ? get('/nowhere') : "hello\r\n\r\n";
     is(answers_in(serve($bad . get('/'))), 1, "one answer after a $status as well");
