@@ -340,8 +340,8 @@ SKIP: {
     my $more   = { out => $all, slow => 1, does => "$nft add rule ip filter prometheus return\n" };
     ends('a chain that is loaded anew meanwhile is read again', { save => [$loaded, $all] },     $packets->(40), 'save save',           @there);
     ends('... one that gets a rule, too',          { save => [$more, $printed->(41)] },           $packets->(41), 'save save',           @there);
-    my $both = "-N both\n-A both -p udp -c 7 70\n-A both -p icmp -c 7 70\n";
-    ends('... of two that are listed it is the second', { list => [$both, { %$more, out => $list_all }, $both, $list_more] }, $packets->(43), 'list list list list', @there, flags => [qw(-list -variant nft -chain both -chain prometheus)]);
+    my $long_list = join "\n", '-N long', (map {"-A long -p tcp -m tcp --dport $_ -c 7 70"} 1 .. 1000), '';
+    ends('... of two that are listed it is the second', { list => [$long_list, { %$more, out => $list_all }, $long_list, $list_more] }, $packets->(1041), 'list list list list', @there, flags => [qw(-list -variant nft -chain long -chain prometheus)]);
     ends('... believed after six times',           { save => [$loaded] },                         $packets->(40), $six->('save'),        @there);
     ends('who has no right does not know',         { save => [$less] },                           $packets->(39), 'save', wrap => [@{ $there[1] }, $setpriv, qw(--bounding-set=-net_admin --)]);
     ends('a chain that nft has not got',           { save => [$less] },                           $packets->(39), 'save', wrap => [qw(unshare -n)]);
