@@ -57,8 +57,10 @@ help: ## list the targets
 		while read -r target what; do printf 'make %-15s %s\n' "$$target" "$$what"; done
 
 # One file for any Linux of a processor: static, stripped (by the linker, since `strip` is not the one of a cross compiler), and
-# the same bytes from the same compiler. glibc says that a name in -addr, unlike an address, needs its shared libraries then.
+# the same bytes from the same compiler. glibc says that a name in -addr, unlike an address, needs its shared libraries then. The
+# sanitizers cannot be linked so, and are left out.
 RELEASE = nfprom-$(VERSION)-linux-$(firstword $(subst -, ,$(shell $(CC) -dumpmachine)))
+release: SANITIZE =
 release: ## build one static, stripped file for any Linux of a processor
 	$(COMPILE) -g0 -static -s -o $(RELEASE) nfprom.c parse.c
 	@sha256sum $(RELEASE)
