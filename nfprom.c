@@ -1838,8 +1838,10 @@ static void release_lock(const struct lock *lock) {
  * and for a number that it keeps for each chain: its rules, and the jumps to it from anywhere. */
 enum {
     NETFILTER_SOCKET = 12, /* NETLINK_NETFILTER */
-    NAME_SENT_MAX =
-        64, /* bytes; names of chains and tables that may be asked for are shorter */
+    NAME_SENT_MAX = 64,    /* bytes; names that may be asked for are shorter */
+    /* Rules and jumps to their chain: of more a list takes too long, as the kernel passes over
+     * all rules before it at each piece. */
+    LISTED_MAX = 20000,
     LISTS_MAX = 10,          /* of a chain, until one is not disturbed */
     PIECE_SIZE = 32 * 1024,  /* bytes of a list at once, at most: as with iptables */
     FIRST_BEFORE = 8 * 1024, /* in the first piece, before and after iptables reads */
@@ -1856,7 +1858,7 @@ struct question {
 struct count {
     uint64_t handles; /* a hash of its rules' */
     uint32_t rules;   /* 0: none, or it is not known */
-    uint32_t uses;    /* the rules and the jumps to it; 0 as above */
+    uint32_t uses;    /* the rules and the jumps to it; known also where `rules` is not */
 };
 
 /* Of each chain, before iptables was started and when it had read. */
@@ -1940,7 +1942,7 @@ static bool list_rules(const struct asked *asked, struct kernel_list *list) {
 static bool count_once(struct asked *asked, struct kernel_list *list, uint32_t *uses) {
     asked->kernel = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETFILTER_SOCKET);
     *uses = count_uses(asked);
-    bool known = list_rules(asked, list);
+    bool known = *uses <= LISTED_MAX && list_rules(asked, list);
     close(asked->kernel);
     return known;
 }
@@ -1952,7 +1954,7 @@ static struct count count_chain(struct asked asked) {
     bool again = true;
     for (int lists = 0; lists < LISTS_MAX && again; lists++) {
         if (!count_once(&asked, &list, &uses))
-            return (struct count){.rules = 0};
+            return (struct count){.uses = uses};
         /* Without a rule: the first one may have been too large for the first piece. */
         bool may_not_fit = list.rules == 0 && asked.first_piece < PIECE_SIZE;
         if (may_not_fit)
