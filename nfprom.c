@@ -20,10 +20,10 @@
  * There is one deadline (-timeout, 8 s) for the whole exchange. A 200 says that each family which
  * reports success was read to its COMMIT (a list has none), with status 0, the chain found
  * and every counter a number below 2^64; a chain without any rule is believed only when the
- * other command, where it may be run, has said the same, and one of nft when it has as many rules
- * as the kernel counts, or when the difference stays (read_believed). No byte of a request gets into a
- * command, and the process that reads it holds no right (see the collector). Messages go to
- * standard error or, if that is the client's connection, to syslog.
+ * other command, where it may be run, has said the same, and one of nft when it has as many
+ * rules as the kernel counts, or when the difference stays (read_believed). No byte of a request
+ * gets into a command, and the process that reads it holds no right (see the collector).
+ * Messages go to standard error or, if that is the client's connection, to syslog.
  *
  * Exit status: 0 answered, 1 nfprom or iptables failed, 2 wrong flags.
  *
@@ -31,8 +31,8 @@
  *
  *   collector: command -> output -> rules (parse.c) -> facts -> view -> sink
  *
- * In this file each part stands below what it needs: time, messages, flags, sink, facts, commands,
- * lock, kernel, collector, reading, views, HTTP.
+ * In this file each part stands below what it needs: time, messages, flags, sink, facts,
+ * commands, lock, kernel, collector, reading, views, HTTP.
  *
  * Facts are what was read, kept once, in the chain's order. A view (text format, OpenMetrics,
  * page) makes bytes of them, and knows no HTTP. A sink takes the bytes of any view: it counts
@@ -1884,13 +1884,13 @@ static void add_name(struct question *question, uint16_t type, struct text name)
 /* A chain, and the socket on which the kernel is asked for it.
  *
  * A list comes in pieces. Where one ends and another begins the kernel may lose rules. A gap is
- * seen, but not when all the rest is missing. But iptables loses rules behind the end of a piece of
- * its own. So ours end elsewhere: the first one is smaller, and all others are as large as those
- * of iptables. (A rule that does not fit into a piece would be the end of the list.)
+ * seen, but not when all the rest is missing. But iptables loses rules behind the end of a piece
+ * of its own. So ours end elsewhere: the first one is smaller, and all others are as large as
+ * those of iptables. (A rule that does not fit into a piece would be the end of the list.)
  *
- * The kernel makes a piece as large as the largest buffer that recv() has had on that socket before.
- * So the answer to the question for the chain is received into a buffer of the size of the first
- * piece. */
+ * The kernel makes a piece as large as the largest buffer that recv() has had on that socket
+ * before. So the answer to the question for the chain is received into a buffer of the size of
+ * the first piece. */
 struct asked {
     int kernel;
     uint8_t family;
@@ -1980,8 +1980,8 @@ static void count_chains(const struct config *config, uint8_t family, size_t fir
  * So before the request is read each family gets a collector, a child that keeps the rights of
  * nfprom; nfprom then drops its own (drop_rights). On the channel between them the collector
  * takes nothing but words of one length, each of which says: run that command, and hold the lock
- * so. (What else it reads is what the kernel says of the chains.) It answers with the read ends of two pipes, and when the command has ended with how, and
- * with what the kernel counts.
+ * so. (What else it reads is what the kernel says of the chains.) It answers with the read ends
+ * of two pipes, and when the command has ended with how, and with what the kernel counts.
  *
  * The collector leads a process group of its own; in it popen's shell becomes iptables-save. When
  * the channel is closed the collector ends with its group: so a command that hangs is killed with
@@ -3215,8 +3215,7 @@ static const struct doubt {
     int reads; /* as many in a row, at most IN_A_ROW, must show the same to be believed */
     int most;  /* as many are made at least, if they are needed */
     bool wants_other; /* and by both commands in turn, where both may be run */
-    bool
-        may_stay; /* believed where there is no time to read again: it is likely to be true */
+    bool may_stay; /* likely to be true: believed where there is no time to read again */
 } doubts[] = {
     /* In a race with a change, and for lack of memory. */
     {has_no_rule, 2, FEW_READS, true, false},
@@ -3291,7 +3290,8 @@ static int most_reads(const struct doubted *doubted) {
     return most;
 }
 
-/* Says in front of the reason why there was one more read, and behind it which limits there are. */
+/* Says in front of the reason why there was one more read, and behind it which limits there
+ * are. */
 static void explain_doubt(struct family *family) {
     static char reason[REASON_MAX];
     struct sink text = begin_string(reason, sizeof reason);
@@ -3422,8 +3422,8 @@ static void begin_report(struct report *report, const struct config *config,
 }
 
 /* Reads the enabled families. The status: 200 if one succeeded, else 504 if one was out of time
- * (but not for the lock of legacy tables), else 503. A family that hangs leaves the next a share of the time; one that has failed is not
- * read again. */
+ * (but not for the lock of legacy tables), else 503. A family that hangs leaves the next a share
+ * of the time; one that has failed is not read again. */
 static int read_families(struct report *report, usec deadline) {
     bool success = false;
     bool timed_out = false;

@@ -111,7 +111,7 @@ void request_begin(struct request *req);
 /* Reads on in a request whose first len bytes are in buf. Returns 0 if it is not complete
  * yet (call again with more behind them, in the same place; what was read is not read
  * again), 200 if it is, or the status it deserves at once: 400, 414, 431, 505 (RFC 9112
- * sections 2 to 5). What follows the blank line is not looked at. The texts point into
+ * sections 2 to 6). What follows the blank line is not looked at. The texts point into
  * buf; they are set as far as the parser got. */
 int request_parse(struct request *req, const char *buf, size_t len);
 
