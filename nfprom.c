@@ -1835,20 +1835,23 @@ static void release_lock(const struct lock *lock) {
 /* While rules are loaded, or only checked, the kernel may leave some out of what it lists, or list
  * some twice, and iptables-save cannot tell. So the collector asks the kernel, too, on a netlink
  * socket: for the rules of a chain, once more (struct kernel_list says how a gap is seen),
- * and for a number that it keeps for each chain: its rules, and the jumps to it from anywhere. */
+ * and for a number that it keeps for each chain: its rules, and the jumps to it from anywhere.
+ *
+ * A list takes the kernel as long as that of iptables. So it is asked for once, while iptables
+ * gets going, and it is true as long as the ruleset is of the same generation when iptables has
+ * read: nothing was changed meanwhile. If something was, in this chain or in another one, the
+ * next read lists the chain before and after, so that a change does not make up for what was left
+ * out. */
 enum {
-    NETFILTER_SOCKET = 12, /* NETLINK_NETFILTER */
-    NAME_SENT_MAX = 64,    /* bytes; names that may be asked for are shorter */
-    /* Rules and jumps to their chain: of more a list takes too long, as the kernel passes over
-     * all rules before it at each piece. */
-    LISTED_MAX = 20000,
-    LISTS_MAX = 10,          /* of a chain, until one is not disturbed */
-    PIECE_SIZE = 32 * 1024,  /* bytes of a list at once, at most: as with iptables */
-    FIRST_BEFORE = 8 * 1024, /* in the first piece, before and after iptables reads */
-    FIRST_AFTER = 20 * 1024
+    NETFILTER_SOCKET = 12,    /* NETLINK_NETFILTER */
+    NAME_SENT_MAX = 64,       /* bytes; names that may be asked for are shorter */
+    LISTS_MAX = 10,           /* of a chain, until one is not disturbed */
+    PIECE_SIZE = 32 * 1024,   /* bytes of a list at once, at most: as with iptables */
+    FIRST_BEFORE = 20 * 1024, /* in the first piece, before and after iptables reads */
+    FIRST_AFTER = 8 * 1024
 };
 
-/* What is asked of a chain. */
+/* The attributes are the names of a table and a chain. */
 struct question {
     struct netlink_head head;
     char attributes[2 * (sizeof(struct attribute) + NAME_SENT_MAX + ATTRIBUTE_ALIGNED)];
@@ -1856,14 +1859,17 @@ struct question {
 
 /* What the kernel says of a chain. */
 struct count {
-    uint64_t handles; /* a hash of its rules' */
-    uint32_t rules;   /* 0: none, or it is not known */
-    uint32_t uses;    /* the rules and the jumps to it; known also where `rules` is not */
+    bool listed;      /* else the next two are 0 */
+    uint32_t rules;   /* of a chain that is not there: 0 */
+    uint64_t handles; /* a hash of theirs */
+    uint32_t uses;    /* the rules and the jumps to it; 0: not known */
 };
 
-/* Of each chain, before iptables was started and when it had read. */
+/* Of each chain, before iptables read it and after. */
 struct counts {
-    struct count before[CHAINS_MAX], after[CHAINS_MAX];
+    bool committed; /* meanwhile something was changed, in this chain or in another one */
+    struct count before[CHAINS_MAX];
+    struct count after[CHAINS_MAX]; /* if it was a repeated read */
 };
 
 static const struct counts no_counts;
@@ -1872,6 +1878,14 @@ static const struct counts no_counts;
  * rules, the chain is doubted. */
 static const uint32_t unsteady = UINT32_MAX;
 
+static struct question begin_question(uint16_t type, uint16_t more_flags,
+                                      uint8_t family) {
+    return (struct question){.head = {.len = sizeof(struct netlink_head),
+                                      .type = type,
+                                      .flags = FLAG_REQUEST | more_flags,
+                                      .family = family}};
+}
+
 static void add_name(struct question *question, uint16_t type, struct text name) {
     char *to = (char *)question + question->head.len;
     size_t len = name.len < NAME_SENT_MAX ? name.len : NAME_SENT_MAX;
@@ -1879,6 +1893,34 @@ static void add_name(struct question *question, uint16_t type, struct text name)
     memcpy(to, &head, sizeof head);
     memcpy(to + sizeof head, name.at, len); /* behind it are zeros */
     question->head.len += (uint32_t)aligned(head.len);
+}
+
+static int open_kernel(void) {
+    return socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETFILTER_SOCKET);
+}
+
+/* The kernel has answered, or begun its list, before send() returns. */
+static bool ask_kernel(int kernel, const struct question *question) {
+    return send(kernel, question, question->head.len, 0) >= 0;
+}
+
+/* The messages of an answer, or some of a list's; none if there are none. Each call overwrites
+ * those of the one before. */
+static struct text hear_kernel(int kernel, size_t room) {
+    static char bytes[PIECE_SIZE];
+    ssize_t len = recv(kernel, bytes, room, MSG_DONTWAIT);
+    return (struct text){bytes, len > 0 ? (size_t)len : 0};
+}
+
+/* 0: it is not known. */
+static uint32_t ask_generation(void) {
+    struct question question = begin_question(TYPE_GET_GENERATION, 0, 0);
+    int kernel = open_kernel();
+    struct text answer = {"", 0};
+    if (ask_kernel(kernel, &question))
+        answer = hear_kernel(kernel, PIECE_SIZE);
+    close(kernel);
+    return kernel_generation(answer);
 }
 
 /* A chain, and the socket on which the kernel is asked for it.
@@ -1898,39 +1940,27 @@ struct asked {
     size_t first_piece;
 };
 
-/* The kernel has answered, or begun its list, before send() returns. */
-static bool ask(const struct asked *asked, uint16_t type, uint16_t more_flags,
-                uint16_t chain_attribute) {
-    struct question question = {.head = {.len = sizeof question.head,
-                                         .type = type,
-                                         .flags = FLAG_REQUEST | more_flags,
-                                         .family = asked->family}};
+static bool ask_for_chain(const struct asked *asked, uint16_t type, uint16_t more_flags,
+                          uint16_t chain_attribute) {
+    struct question question = begin_question(type, more_flags, asked->family);
     add_name(&question, ATTRIBUTE_TABLE, asked->table);
     add_name(&question, chain_attribute, asked->chain);
-    return send(asked->kernel, &question, question.head.len, 0) >= 0;
-}
-
-/* The messages of an answer, or some of a list's; none if there are none. Each call overwrites
- * those of the one before. */
-static struct text hear_kernel(const struct asked *asked, size_t room) {
-    static char bytes[PIECE_SIZE];
-    ssize_t len = recv(asked->kernel, bytes, room, MSG_DONTWAIT);
-    return (struct text){bytes, len > 0 ? (size_t)len : 0};
+    return ask_kernel(asked->kernel, &question);
 }
 
 static uint32_t count_uses(const struct asked *asked) {
-    if (!ask(asked, TYPE_GET_CHAIN, 0, ATTRIBUTE_CHAIN_NAME))
+    if (!ask_for_chain(asked, TYPE_GET_CHAIN, 0, ATTRIBUTE_CHAIN_NAME))
         return 0;
-    return kernel_uses(hear_kernel(asked, asked->first_piece));
+    return kernel_uses(hear_kernel(asked->kernel, asked->first_piece));
 }
 
 /* False: it is not known. */
 static bool list_rules(const struct asked *asked, struct kernel_list *list) {
     kernel_list_begin(list, asked->table, asked->chain);
-    if (!ask(asked, TYPE_GET_RULE, FLAG_DUMP, ATTRIBUTE_RULE_CHAIN))
+    if (!ask_for_chain(asked, TYPE_GET_RULE, FLAG_DUMP, ATTRIBUTE_RULE_CHAIN))
         return false;
     while (!list->ended) {
-        struct text messages = hear_kernel(asked, PIECE_SIZE);
+        struct text messages = hear_kernel(asked->kernel, PIECE_SIZE);
         if (messages.len == 0)
             return false;
         kernel_list_take(list, messages);
@@ -1940,9 +1970,9 @@ static bool list_rules(const struct asked *asked, struct kernel_list *list) {
 
 /* On a socket of its own, since a list leaves its size of pieces to the next one. */
 static bool count_once(struct asked *asked, struct kernel_list *list, uint32_t *uses) {
-    asked->kernel = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETFILTER_SOCKET);
+    asked->kernel = open_kernel();
     *uses = count_uses(asked);
-    bool known = *uses <= LISTED_MAX && list_rules(asked, list);
+    bool known = list_rules(asked, list);
     close(asked->kernel);
     return known;
 }
@@ -1962,7 +1992,7 @@ static struct count count_chain(struct asked asked) {
         again = list.disturbed || may_not_fit;
     }
     uint32_t rules = list.disturbed ? unsteady : list.rules;
-    return (struct count){list.handles, rules, uses};
+    return (struct count){true, rules, list.handles, uses};
 }
 
 static void count_chains(const struct config *config, uint8_t family, size_t first_piece,
@@ -2008,8 +2038,9 @@ static const char *command_of(const struct collector *collector, enum dialect di
 
 /* From nfprom. */
 struct order {
-    uint32_t dialect; /* enum dialect: which of the commands */
-    uint32_t lock;    /* enum lock_use */
+    uint32_t dialect;  /* enum dialect: which of the commands */
+    uint32_t lock;     /* enum lock_use */
+    uint32_t repeated; /* 1: it is not the first read of these chains */
 };
 
 /* To nfprom. The first comes with the pipes' ends, unless there is an error. */
@@ -2110,22 +2141,35 @@ static bool may_be_nft(enum lock_use lock) {
 /* A command that was started. */
 struct command {
     struct order order;
-    FILE *pipe; /* to its standard input; NULL: it could not be started */
-    int error;  /* errno then */
-    int out;    /* the read end of its output */
+    uint32_t generation; /* of the ruleset, before */
+    FILE *pipe;          /* to its standard input; NULL: it could not be started */
+    int error;           /* errno then */
+    int out;             /* the read end of its output */
 };
+
+static void count_before(const struct collector *self, struct counts *counts) {
+    count_chains(self->config, self->kind->number, FIRST_BEFORE, counts->before);
+}
 
 /* When iptables has read all rules: it begins to write, or it has ended and nobody is left at the
  * other end of its standard input. A list of several chains is of as many commands, one after the
  * other, so the end is waited for. */
-static void count_after(const struct collector *self, const struct command *command,
-                        struct counts *counts) {
+static void await_reading(const struct collector *self, const struct command *command) {
     bool reads_once =
         command->order.dialect == DIALECT_SAVE || self->config->nchains == 1;
     struct pollfd fds[] = {{.fd = reads_once ? command->out : -1, .events = POLLIN},
                            {.fd = fileno(command->pipe)}};
     poll(fds, COUNT(fds), -1);
-    count_chains(self->config, self->kind->number, FIRST_AFTER, counts->after);
+}
+
+static void count_meanwhile(const struct collector *self, const struct command *command,
+                            struct counts *counts) {
+    if (!command->order.repeated)
+        count_before(self, counts);
+    await_reading(self, command);
+    if (command->order.repeated)
+        count_chains(self->config, self->kind->number, FIRST_AFTER, counts->after);
+    counts->committed = ask_generation() != command->generation;
 }
 
 /* Waits for the end of a command, and says how it ended. The read end of its output is closed as
@@ -2138,7 +2182,7 @@ static void await_command(const struct collector *self, struct command *command,
     if (command->pipe) {
         end->hides_legacy = !can_see(self->kind->legacy_tables); /* while it gets going */
         if (may_be_nft(command->order.lock))
-            count_after(self, command, &end->counts);
+            count_meanwhile(self, command, &end->counts);
     }
     close(command->out);
     if (command->pipe) {
@@ -2163,13 +2207,15 @@ static bool obey(const struct collector *self, struct order order) {
     int err[2] = {-1, -1};
     struct end end = {.status = CANNOT_RUN};
     struct lock lock = take_lock(order.lock, self->deadline);
-    if (may_be_nft(order.lock))
-        count_chains(self->config, self->kind->number, FIRST_BEFORE, end.counts.before);
+    bool asks = may_be_nft(order.lock);
+    uint32_t generation = asks ? ask_generation() : 0;
+    if (asks && order.repeated)
+        count_before(self, &end.counts);
     bool piped = pipe2(out, O_CLOEXEC) == 0 && pipe2(err, O_CLOEXEC) == 0 &&
                  dup2(out[1], STDOUT_FILENO) >= 0 && dup2(err[1], STDERR_FILENO) >= 0;
     struct start start = {piped ? 0 : errno, state_of(&lock)};
     FILE *pipe = piped ? popen(command_of(self, order.dialect), "we") : NULL;
-    struct command command = {order, pipe, errno, out[0]};
+    struct command command = {order, generation, pipe, errno, out[0]};
     tell_start(&start, out[0], err[0]);
     close(out[1]);
     close(err[0]);
@@ -2188,7 +2234,7 @@ static bool obey(const struct collector *self, struct order order) {
 static bool take_order(struct order *order) {
     ssize_t len = recv(CHANNEL, order, sizeof *order, MSG_TRUNC);
     return len == sizeof *order && order->dialect <= DIALECT_LIST &&
-           order->lock <= LOCK_WAITED_FOR;
+           order->lock <= LOCK_WAITED_FOR && order->repeated <= 1;
 }
 
 /* SIGALRM at that time, and again and again: one may come just before what it is to interrupt. */
@@ -2442,12 +2488,10 @@ static bool await_start(struct run *run, usec deadline) {
 }
 
 /* Tells the collector to start a command. */
-static struct run start_run(struct collector *collector, enum dialect dialect,
-                            enum lock_use lock) {
+static struct run start_run(struct collector *collector, struct order order) {
     struct run run = {.collector = collector, .out = -1, .err = -1};
     bool is_there = collector->channel >= 0;
-    run.error = is_there ? send_order(collector, (struct order){dialect, lock})
-                         : collector->error;
+    run.error = is_there ? send_order(collector, order) : collector->error;
     return run;
 }
 
@@ -2562,8 +2606,9 @@ struct family {
     const struct family_kind *kind;
     struct collector *collector;
     bool enabled, success, timed_out;
+    int reads; /* that are over: the facts are those of the last one */
     usec duration;
-    usec read_until;            /* when its read was over */
+    usec read_until;            /* when the last read was over */
     usec lock_time;             /* of it, waiting for the lock of the legacy tables */
     enum lock_state lock_state; /* of the lock of the legacy tables, in the last run */
     bool may_be_zeroed;   /* legacy tables: for a moment in each change all is zero */
@@ -3056,7 +3101,8 @@ static enum reading run_once(const struct config *config, struct family *family,
     static char lines[RULE_LINE_MAX + READ_SIZE];
     static char comment[RULE_LINE_MAX];
     usec asked = now();
-    struct run run = start_run(family->collector, dialect, lock);
+    struct order order = {dialect, lock, family->reads > 0};
+    struct run run = start_run(family->collector, order);
     forget_facts(&family->facts);
     if (dialect == DIALECT_SAVE)
         family->facts.references = (struct references){.known = !config->list};
@@ -3172,12 +3218,14 @@ static uint64_t has_copies(const struct family *family, size_t chain) {
     return has_some ? fingerprint(family, chain) : 0;
 }
 
-/* Rules were added or taken away in the meantime. */
+/* Rules were added or taken away in the meantime; or perhaps, as something was changed and the
+ * chain was not listed before. */
 static uint64_t has_changed(const struct family *family, size_t chain) {
     const struct count *before = &family->counts.before[chain];
     const struct count *after = &family->counts.after[chain];
-    bool is_same = before->rules == after->rules && before->handles == after->handles;
-    return is_same ? 0 : fingerprint(family, chain);
+    bool is_same = before->listed == after->listed && before->rules == after->rules &&
+                   before->handles == after->handles;
+    return family->counts.committed && !is_same ? fingerprint(family, chain) : 0;
 }
 
 /* The kernel has more rules, or fewer. */
@@ -3188,14 +3236,15 @@ static uint64_t differs_from_rules(const struct family *family, size_t chain) {
     return differs ? fingerprint(family, chain) : 0;
 }
 
+/* (It counts rules that are only checked, too, until they are thrown away.) */
 static uint64_t differs_from_uses(const struct family *family, size_t chain) {
     const struct facts *facts = &family->facts;
     unsigned long is =
         count_rules(&facts->tallies[chain]) + facts->references.counts[chain];
     unsigned long before = family->counts.before[chain].uses;
     unsigned long after = family->counts.after[chain].uses;
-    bool is_known = family->knows_jumps && before != 0 && after != 0;
-    bool differs = is_known && is != before && is != after;
+    bool is_known = family->knows_jumps && before != 0;
+    bool differs = is_known && is != before && (after == 0 || is != after);
     return differs ? fingerprint(family, chain) : 0;
 }
 
@@ -3307,13 +3356,13 @@ static void explain_doubt(struct family *family) {
     memcpy(family->reason, reason, sizeof family->reason);
 }
 
-static void tell_changes(struct family *family, int reads) {
+static void tell_changes(struct family *family) {
     snprintf(
         family->reason, sizeof family->reason,
         "the ruleset changes while it is read: there was a chain without a rule, with "
         "nothing but zeros, with a rule twice, or with other rules than the kernel counts, "
         "and in %d reads it did not look the same often enough",
-        reads);
+        family->reads + 1);
 }
 
 /* Reads until what was read can be believed. The facts are those of the last read. If it fails,
@@ -3325,8 +3374,8 @@ static bool read_believed(const struct config *config, struct family *family,
     enum dialect other = config->list ? DIALECT_SAVE : DIALECT_LIST;
     enum dialect dialect = usual;
     struct doubted doubted = {.chains = {{0}}};
-    int reads = 0;
-    while (reads < most_reads(&doubted)) {
+    family->reads = 0;
+    while (family->reads < most_reads(&doubted)) {
         usec started = now();
         enum reading reading = read_safely(config, family, &rs, dialect, deadline);
         if (reading == READ_WHOLE) {
@@ -3340,7 +3389,7 @@ static bool read_believed(const struct config *config, struct family *family,
                 return true;
             bool to_other = dialect == usual && is_for_other(&doubted);
             dialect = to_other ? other : usual;
-            tell_changes(family, reads + 1);
+            tell_changes(family);
         } else if (reading == READ_REFUSED && dialect != usual && !has_limits()) {
             other = dialect = usual; /* which has to confirm itself */
             continue;                /* this was no read */
@@ -3349,7 +3398,7 @@ static bool read_believed(const struct config *config, struct family *family,
                 explain_doubt(family);
             return false;
         }
-        reads++;
+        family->reads++;
         poll(NULL, 0, A_MOMENT);
     }
     return false;

@@ -1623,12 +1623,21 @@ void kernel_list_take(struct kernel_list *list, struct text messages) {
     }
 }
 
-uint32_t kernel_uses(struct text answer) {
+/* The highest byte comes first. 0: the answer is another one, or has no such number. */
+static uint32_t find_number(struct text answer, uint16_t type, uint16_t attribute) {
     struct text message;
     struct netlink_head head;
-    unsigned char uses[4] = {0}; /* the highest byte first */
-    if (cut_message(&answer, &message, &head) && head.type == TYPE_NEW_CHAIN)
-        copy_attribute(message, ATTRIBUTE_CHAIN_USE, uses, sizeof uses);
-    return (uint32_t)uses[0] << 24 | (uint32_t)uses[1] << 16 | (uint32_t)uses[2] << 8 |
-           uses[3];
+    unsigned char bytes[4] = {0};
+    if (cut_message(&answer, &message, &head) && head.type == type)
+        copy_attribute(message, attribute, bytes, sizeof bytes);
+    return (uint32_t)bytes[0] << 24 | (uint32_t)bytes[1] << 16 | (uint32_t)bytes[2] << 8 |
+           bytes[3];
+}
+
+uint32_t kernel_uses(struct text answer) {
+    return find_number(answer, TYPE_NEW_CHAIN, ATTRIBUTE_CHAIN_USE);
+}
+
+uint32_t kernel_generation(struct text answer) {
+    return find_number(answer, TYPE_NEW_GENERATION, ATTRIBUTE_GENERATION_ID);
 }

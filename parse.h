@@ -334,6 +334,8 @@ enum {
     TYPE_GET_CHAIN = NFTABLES << 8 | 4,
     TYPE_NEW_RULE = NFTABLES << 8 | 6,
     TYPE_GET_RULE = NFTABLES << 8 | 7,
+    TYPE_NEW_GENERATION = NFTABLES << 8 | 15,
+    TYPE_GET_GENERATION = NFTABLES << 8 | 16,
     TYPE_ERROR = 2, /* NLMSG_ERROR */
     TYPE_DONE = 3,  /* NLMSG_DONE: the end of a list */
 
@@ -347,6 +349,7 @@ enum {
     ATTRIBUTE_RULE_CHAIN = 2, /* the name */
     ATTRIBUTE_RULE_HANDLE = 3,
     ATTRIBUTE_RULE_POSITION = 6, /* the handle of the rule before it */
+    ATTRIBUTE_GENERATION_ID = 1,
 
     ATTRIBUTE_ALIGNED = 4 /* NLA_ALIGNTO */
 };
@@ -396,5 +399,10 @@ void kernel_list_take(struct kernel_list *list, struct text messages);
 /* Of the answer to NFT_MSG_GETCHAIN: how many rules the chain has and how many jumps to it there
  * are, together. 0: it does not say. */
 uint32_t kernel_uses(struct text answer);
+
+/* Of the answer to NFT_MSG_GETGEN: the number of the ruleset as it is, of all tables together. Each
+ * change makes it another one, but rules that are only checked, or refused, do not. 0: it does not
+ * say. */
+uint32_t kernel_generation(struct text answer);
 
 #endif

@@ -340,6 +340,13 @@ SKIP: {
     my $more   = { out => $all, slow => 1, does => "$nft add rule ip filter prometheus return\n" };
     ends('a chain that is loaded anew meanwhile is read again', { save => [$loaded, $all] },     $packets->(40), 'save save',           @there);
     ends('... one that gets a rule, too',          { save => [$more, $printed->(41)] },           $packets->(41), 'save save',           @there);
+    # Each change makes the ruleset another one, also for a chain that it leaves alone: so that is listed before and after.
+    my $elsewhere = sub { return { out => $_[0], slow => 1, does => "$nft add table ip other\n$nft delete table ip other\n" } };
+    ends('a change of another table: once more',   { save => [$elsewhere->($all)] },              $packets->(40), 'save save',           @there);
+    ends('... each time: rules that are missing are noticed', { save => [map { $elsewhere->($_) } $less, $less, $all] }, $packets->(40), 'save save save', @there);
+    ends('... in a chain without rights to it',    { save => [$elsewhere->($less)] },             $packets->(39), 'save', wrap => [@{ $there[1] }, $setpriv, qw(--bounding-set=-net_admin --)]);
+    my $refused = { out => $all, slow => 1, does => "$nft -c add rule ip filter prometheus return\n! $nft delete chain ip filter prometheus 2>/dev/null\n" };
+    ends('a change that is only checked, and one that is refused, are none', { save => [$refused] }, $packets->(40), 'save',          @there);
     my $long_list = join "\n", '-N long', (map {"-A long -p tcp -m tcp --dport $_ -c 7 70"} 1 .. 1000), '';
     ends('... of two that are listed it is the second', { list => [$long_list, { %$more, out => $list_all }, $long_list, $list_more] }, $packets->(1041), 'list list list list', @there, flags => [qw(-list -variant nft -chain long -chain prometheus)]);
     ends('... believed after six times',           { save => [$loaded] },                         $packets->(40), $six->('save'),        @there);

@@ -647,8 +647,8 @@ static void kernel(const uint8_t *data, size_t size) {
     kernel_list_take(&more, in);
     promise(!list.ended || (more.rules == list.rules && more.disturbed == list.disturbed && more.handles == list.handles),
             "nothing comes behind the end");
-    uint32_t uses = kernel_uses(in);
-    promise(size > sizeof(struct netlink_head) || uses == 0, "a head says nothing of a chain");
+    bool says = kernel_uses(in) != 0 || kernel_generation(in) != 0;
+    promise(size > sizeof(struct netlink_head) || !says, "a head alone has no number");
     free((void *)in.at);
 }
 

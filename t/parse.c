@@ -1167,16 +1167,16 @@ static void test_listings(void) {
     ok(handles != listed("6 5<6 9<5 end").handles, "... and another order, too", "the same", "another");
 }
 
-/* The answer to the question for a chain: its type, and the attribute with that number of bytes. */
-static void test_uses(uint16_t type, size_t size, const char *expected, const char *name) {
-    size_t at = put_attribute(sizeof(struct netlink_head), 1, "filter", 7);
-    at = put_number(at, 6, 0x01020304, size);
+/* What a number is asked of: an answer of this type, in which the attribute has that number of bytes. */
+static void test_number(uint32_t (*number)(struct text answer), uint16_t type, uint16_t attribute, size_t size, const char *expected, const char *name) {
+    size_t at = put_attribute(sizeof(struct netlink_head), 2, "filter", 7);
+    at = put_number(at, attribute, 0x01020304, size);
     struct text answer = copied(put_head(0, at, type, false));
-    snprintf(got, sizeof got, "%x", kernel_uses(answer));
+    snprintf(got, sizeof got, "%x", number(answer));
     is(got, expected, name);
     answer.len--;
     snprintf(got, sizeof got, "... cut off: %s", name);
-    ok(kernel_uses(answer) == 0, got, "a number", "0");
+    ok(number(answer) == 0, got, "a number", "0");
     free((void *)answer.at);
 }
 
@@ -1222,10 +1222,14 @@ int main(void) {
     is(rs.nft ? "nft" : "legacy", "nft", "the header names the backend");
     is(rs.missing.len ? rs.missing.at : "", "prometheus", "a missing chain is named");
     test_listings();
-    test_uses(10 << 8 | 3, 4, "1020304", "what the kernel counts of a chain");
-    test_uses(10 << 8 | 3, 8, "0", "... in another size");
-    test_uses(2, 4, "0", "... it has none");
+    test_number(kernel_uses, 10 << 8 | 3, 6, 4, "1020304", "what the kernel counts of a chain");
+    test_number(kernel_uses, 10 << 8 | 3, 6, 8, "0", "... in another size");
+    test_number(kernel_uses, 10 << 8 | 3, 1, 4, "0", "... another number");
+    test_number(kernel_uses, 2, 6, 4, "0", "... it has none");
     ok(kernel_uses((struct text){"", 0}) == 0, "... it says nothing", "a number", "0");
+    test_number(kernel_generation, 10 << 8 | 15, 1, 4, "1020304", "the generation of the ruleset");
+    test_number(kernel_generation, 10 << 8 | 3, 1, 4, "0", "... of a chain");
+    test_number(kernel_generation, 10 << 8 | 15, 6, 4, "0", "... another number");
     printf("1..%d\n", tests);
     return failures != 0;
 }
