@@ -1843,11 +1843,12 @@ static void release_lock(const struct lock *lock) {
  * next read lists the chain before and after, so that a change does not make up for what was left
  * out. */
 enum {
-    NETFILTER_SOCKET = 12,    /* NETLINK_NETFILTER */
-    NAME_SENT_MAX = 64,       /* bytes; names that may be asked for are shorter */
-    LISTS_MAX = 10,           /* of a chain, until one is not disturbed */
-    PIECE_SIZE = 32 * 1024,   /* bytes of a list at once, at most: as with iptables */
-    FIRST_BEFORE = 20 * 1024, /* in the first piece, before and after iptables reads */
+    NETFILTER_SOCKET = 12, /* NETLINK_NETFILTER */
+    NAME_SENT_MAX = 64,    /* bytes; names that may be asked for are shorter */
+    LISTS_MAX = 10, /* of a chain, until one is not disturbed, or there is no time */
+    PIECE_SIZE = 32 * 1024, /* bytes of a list at once, at most: as with iptables */
+    FIRST_BEFORE =
+        20 * 1024, /* in the first piece of the list before, and of that after */
     FIRST_AFTER = 8 * 1024
 };
 
@@ -1865,11 +1866,11 @@ struct count {
     uint32_t uses;    /* the rules and the jumps to it; 0: not known */
 };
 
-/* Of each chain, before iptables read it and after. */
+/* Of each chain. In a first read `before` is listed while iptables starts, and nothing after. In
+ * a repeated one it is before iptables starts, and `after` when it has read. */
 struct counts {
     bool committed; /* meanwhile something was changed, in this chain or in another one */
-    struct count before[CHAINS_MAX];
-    struct count after[CHAINS_MAX]; /* if it was a repeated read */
+    struct count before[CHAINS_MAX], after[CHAINS_MAX];
 };
 
 static const struct counts no_counts;
@@ -1912,7 +1913,12 @@ static struct text hear_kernel(int kernel, size_t room) {
     return (struct text){bytes, len > 0 ? (size_t)len : 0};
 }
 
-/* 0: it is not known. */
+/* 0: it is not known.
+ *
+ * When a change is committed, the kernel gives the number first and takes the old rules out of the
+ * lists then. close() waits until that is over (since Linux 5.12), as it takes the lock of all
+ * changes: so a list made after this call is not of the middle of a change. So this socket is not
+ * kept. */
 static uint32_t ask_generation(void) {
     struct question question = begin_question(TYPE_GET_GENERATION, 0, 0);
     int kernel = open_kernel();
@@ -1938,6 +1944,7 @@ struct asked {
     uint8_t family;
     struct text table, chain;
     size_t first_piece;
+    int until; /* there is no time for another list when there is something to read here */
 };
 
 static bool ask_for_chain(const struct asked *asked, uint16_t type, uint16_t more_flags,
@@ -1977,6 +1984,11 @@ static bool count_once(struct asked *asked, struct kernel_list *list, uint32_t *
     return known;
 }
 
+static bool has_time_to_list(const struct asked *asked) {
+    struct pollfd fd = {.fd = asked->until, .events = POLLIN};
+    return poll(&fd, 1, 0) == 0;
+}
+
 /* Another list costs little beside another run of iptables. */
 static struct count count_chain(struct asked asked) {
     struct kernel_list list = {.disturbed = false};
@@ -1989,17 +2001,17 @@ static struct count count_chain(struct asked asked) {
         bool may_not_fit = list.rules == 0 && asked.first_piece < PIECE_SIZE;
         if (may_not_fit)
             asked.first_piece = PIECE_SIZE;
-        again = list.disturbed || may_not_fit;
+        again = may_not_fit || (list.disturbed && has_time_to_list(&asked));
     }
     uint32_t rules = list.disturbed ? unsteady : list.rules;
     return (struct count){true, rules, list.handles, uses};
 }
 
 static void count_chains(const struct config *config, uint8_t family, size_t first_piece,
-                         struct count counts[CHAINS_MAX]) {
+                         int until, struct count counts[CHAINS_MAX]) {
     struct text table = {config->table, strlen(config->table)};
     for (size_t i = 0; i < config->nchains; i++) {
-        struct asked asked = {-1, family, table, config->chains[i], first_piece};
+        struct asked asked = {-1, family, table, config->chains[i], first_piece, until};
         counts[i] = count_chain(asked);
     }
 }
@@ -2040,7 +2052,7 @@ static const char *command_of(const struct collector *collector, enum dialect di
 struct order {
     uint32_t dialect;  /* enum dialect: which of the commands */
     uint32_t lock;     /* enum lock_use */
-    uint32_t repeated; /* 1: it is not the first read of these chains */
+    uint32_t repeated; /* 1: it is not the first read for this answer */
 };
 
 /* To nfprom. The first comes with the pipes' ends, unless there is an error. */
@@ -2147,8 +2159,12 @@ struct command {
     int out;             /* the read end of its output */
 };
 
-static void count_before(const struct collector *self, struct counts *counts) {
-    count_chains(self->config, self->kind->number, FIRST_BEFORE, counts->before);
+static void count_before(const struct collector *self, int until, struct counts *counts) {
+    count_chains(self->config, self->kind->number, FIRST_BEFORE, until, counts->before);
+}
+
+static void count_after(const struct collector *self, struct counts *counts) {
+    count_chains(self->config, self->kind->number, FIRST_AFTER, -1, counts->after);
 }
 
 /* When iptables has read all rules: it begins to write, or it has ended and nobody is left at the
@@ -2162,14 +2178,16 @@ static void await_reading(const struct collector *self, const struct command *co
     poll(fds, COUNT(fds), -1);
 }
 
+/* A repeated read was counted before the command was started, and is counted again. */
 static void count_meanwhile(const struct collector *self, const struct command *command,
                             struct counts *counts) {
     if (!command->order.repeated)
-        count_before(self, counts);
+        count_before(self, command->out, counts);
     await_reading(self, command);
     if (command->order.repeated)
-        count_chains(self->config, self->kind->number, FIRST_AFTER, counts->after);
-    counts->committed = ask_generation() != command->generation;
+        count_after(self, counts);
+    uint32_t generation = ask_generation();
+    counts->committed = generation == 0 || generation != command->generation;
 }
 
 /* Waits for the end of a command, and says how it ended. The read end of its output is closed as
@@ -2210,7 +2228,7 @@ static bool obey(const struct collector *self, struct order order) {
     bool asks = may_be_nft(order.lock);
     uint32_t generation = asks ? ask_generation() : 0;
     if (asks && order.repeated)
-        count_before(self, &end.counts);
+        count_before(self, -1, &end.counts);
     bool piped = pipe2(out, O_CLOEXEC) == 0 && pipe2(err, O_CLOEXEC) == 0 &&
                  dup2(out[1], STDOUT_FILENO) >= 0 && dup2(err[1], STDERR_FILENO) >= 0;
     struct start start = {piped ? 0 : errno, state_of(&lock)};
@@ -3218,14 +3236,15 @@ static uint64_t has_copies(const struct family *family, size_t chain) {
     return has_some ? fingerprint(family, chain) : 0;
 }
 
-/* Rules were added or taken away in the meantime; or perhaps, as something was changed and the
- * chain was not listed before. */
+/* Rules were added or taken away in the meantime. Or perhaps they were: something was changed, and
+ * the chain was listed only once. */
 static uint64_t has_changed(const struct family *family, size_t chain) {
     const struct count *before = &family->counts.before[chain];
     const struct count *after = &family->counts.after[chain];
-    bool is_same = before->listed == after->listed && before->rules == after->rules &&
-                   before->handles == after->handles;
-    return family->counts.committed && !is_same ? fingerprint(family, chain) : 0;
+    bool is_same = before->rules == after->rules && before->handles == after->handles;
+    bool may_differ =
+        after->listed ? !is_same : before->listed && family->counts.committed;
+    return may_differ ? fingerprint(family, chain) : 0;
 }
 
 /* The kernel has more rules, or fewer. */
@@ -3236,7 +3255,8 @@ static uint64_t differs_from_rules(const struct family *family, size_t chain) {
     return differs ? fingerprint(family, chain) : 0;
 }
 
-/* (It counts rules that are only checked, too, until they are thrown away.) */
+/* The kernel's number counts rules that are only checked, too, until they are thrown away. So if
+ * one of two numbers fits, that is enough. (A first read has one.) */
 static uint64_t differs_from_uses(const struct family *family, size_t chain) {
     const struct facts *facts = &family->facts;
     unsigned long is =
@@ -3244,7 +3264,7 @@ static uint64_t differs_from_uses(const struct family *family, size_t chain) {
     unsigned long before = family->counts.before[chain].uses;
     unsigned long after = family->counts.after[chain].uses;
     bool is_known = family->knows_jumps && before != 0;
-    bool differs = is_known && is != before && (after == 0 || is != after);
+    bool differs = is_known && is != before && is != after;
     return differs ? fingerprint(family, chain) : 0;
 }
 
@@ -3252,8 +3272,11 @@ enum {
     FEW_READS = 3,   /* at most, and ... */
     MANY_READS = 20, /* ... where iptables often errs: for as long as there is time */
     IN_A_ROW = 6,
-    READS_IN_HAND = 4, /* time for as many is left: else there is none to read again */
-    A_MOMENT = 10      /* ms between two of them */
+    A_MOMENT = 10, /* ms between two of them */
+    /* If time for as many is left there is time to read again. A repeated read takes longer, as
+     * the chain is listed twice more. */
+    FIRST_READS_IN_HAND = 8,
+    READS_IN_HAND = 4
 };
 
 /* What iptables was seen to print, with status 0, of chains that did not look like that. */
@@ -3379,7 +3402,8 @@ static bool read_believed(const struct config *config, struct family *family,
         usec started = now();
         enum reading reading = read_safely(config, family, &rs, dialect, deadline);
         if (reading == READ_WHOLE) {
-            bool has_time = now() + READS_IN_HAND * (now() - started) < deadline;
+            int in_hand = family->reads == 0 ? FIRST_READS_IN_HAND : READS_IN_HAND;
+            bool has_time = now() + in_hand * (now() - started) < deadline;
             note_doubts(&doubted, config, family);
             /* A list of several chains is of as many moments. It confirms a table, which is then
              * read once more, and is the answer only to who has asked for a list. */
