@@ -2186,8 +2186,7 @@ static void count_meanwhile(const struct collector *self, const struct command *
     await_reading(self, command);
     if (command->order.repeated)
         count_after(self, counts);
-    uint32_t generation = ask_generation();
-    counts->committed = generation == 0 || generation != command->generation;
+    counts->committed = ask_generation() != command->generation;
 }
 
 /* Waits for the end of a command, and says how it ended. The read end of its output is closed as
