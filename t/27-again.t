@@ -306,7 +306,7 @@ SKIP: {
     ends('... but others each time are not',       { save => always(map { $printed->(40, jumps => $_) } 0, 2) }, $other, $TWENTY,   @there);
     ends('... native base chains may jump, too',   { save => [$REMARK . $printed->(40, jumps => 0)] }, $packets->(40), 'save',           @there);
     ends('... but rules are counted beside them',  { save => ["$REMARK$less", $all] },            $packets->(40), 'save save',           @there);
-    ends('... where there is no time to read again', { save => [{ out => $printed->(40, jumps => 0), slow => 3 }] }, $packets->(40), 'save', @there, flags => [qw(-timeout 14s)]);
+    ends('... where there is no time to read again', { save => [{ out => $printed->(40, jumps => 0), slow => 2 }] }, $packets->(40), 'save', @there, flags => [qw(-timeout 14s)]);
     ends('... but rules are not believed then',    { save => [{ out => $less }, { hang => 1 }] }, qr/^ipv4: .*did not end in time/m, 'save save', @there, flags => [qw(-timeout 14s)], status => 504);
     ends('a small chain is counted, too',          { save => [$printed->(3), $all] },             $packets->(40), 'save save',           @there);
     ends('legacy tables are not in nft',           { save => [$printed->(39, program => 'iptables-save v1.8.9')] }, $packets->(39), 'save', @there, @unlocked);
@@ -352,10 +352,11 @@ SKIP: {
     SKIP: {
         my $fault = "$DIR/fault";
         my $can   = system('cc', qw(-std=c11 -O1 -o), $fault, "$FindBin::Bin/fault.c") == 0 && system("$fault lock 1 EIO true") == 0;
-        skip('the address sanitizer cannot be traced', 15) if is_sanitized();
-        skip_or_fail('needs a C compiler and ptrace', 15) unless $can;
+        skip('the address sanitizer cannot be traced', 20) if is_sanitized();
+        skip_or_fail('needs a C compiler and ptrace', 20) unless $can;
         my $asked = sub { my $n = shift; return (wrap => [@{ $there[1] }, $fault, '-f', 'send', $n, 'ENOBUFS']) };
-        ends('a chain that cannot be listed',      { save => ["$REMARK$less"] },                           $packets->(39), 'save',                $asked->(5));
+        ends('a chain that cannot be listed',      { save => ["$REMARK$less"] },                  $packets->(39), 'save',                $asked->(5));
+        ends('... but its rules and jumps are counted', { save => [$less, $all] },                 $packets->(40), 'save save',           $asked->(5));
         ends('a generation that is not known at last', { save => [$all] },                         $packets->(40), 'save save',           $asked->(6));
         ends('a chain that is listed after iptables, but not before', { save => [$less, $all] },   $packets->(40), 'save save save',      $asked->(11));
     }
