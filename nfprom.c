@@ -2676,6 +2676,20 @@ static bool lacks_chain(const struct failure *failure) {
            says(failure, "is incompatible");
 }
 
+/* The chain that is missing is there: iptables-nft may lose one of some hundred, while others are
+ * made or only checked. (Or it never lists it: a base chain of native rules.) */
+static bool has_lost_chain(const struct failure *failure) {
+    const struct ruleset *rs = failure->rs;
+    const struct count *counts = failure->run->end.counts.before;
+    if (!rs->opened || !rs->nft)
+        return false;
+    for (size_t i = 0; i < failure->config->nchains; i++) {
+        if (same_text(rs->missing, failure->config->chains[i]) && counts[i].uses != 0)
+            return true;
+    }
+    return false;
+}
+
 /* The chain that is missing has the name of a built-in one, in letters of either case. */
 static bool lacks_builtin_chain(const struct failure *failure) {
     static const char *const names[] = {"INPUT", "FORWARD", "OUTPUT", "PREROUTING",
@@ -2921,6 +2935,11 @@ static const struct advice {
     {lacks_extension,
      "; the user of this process must be able to read the files of iptables",
      put_no_details},
+    {has_lost_chain,
+     "; the kernel has it, but iptables did not list it: while other chains are made or checked "
+     "it may leave some out, and it never lists a base chain of native nft rules (README, Hosts "
+     "with native nft rules)",
+     put_no_details},
     {lacks_builtin_chain,
      "; this is the name of a built-in chain, which are in capitals: of another -table, perhaps "
      "(PREROUTING is in raw, mangle and nat); for a base chain of native nft rules: README, "
@@ -3038,7 +3057,7 @@ static enum reading judge_run(const struct failure *failure, struct run *run,
         bool collector_lives = run->collector->channel >= 0;
         if (run->timed_out)
             return READ_FAILED;
-        if (failure->rs->changed)
+        if (failure->rs->changed || has_lost_chain(failure))
             return READ_UNSTEADY;
         return collector_lives && is_refused(failure) ? READ_REFUSED : READ_FAILED;
     }
@@ -3216,10 +3235,10 @@ static uint64_t has_only_zeros(const struct family *family, size_t chain) {
     return family->may_be_zeroed && counters > 0 && is_zero;
 }
 
-/* A number, never 0, that two reads share if the rules of the chain, and those of others that jump
- * to wanted ones, are the same but for their counters, in the same order. */
-static uint64_t fingerprint(const struct family *family, size_t chain) {
-    uint64_t hash = family->facts.references.words;
+/* A number, never 0, that two reads share if the rules of the chain and its policy are the same
+ * but for their counters, in the same order. */
+static uint64_t hash_chain(const struct family *family, size_t chain) {
+    uint64_t hash = 0;
     struct walk walk = begin_walk(&family->facts);
     struct fact fact;
     while (next_fact(&walk, &fact)) {
@@ -3227,6 +3246,18 @@ static uint64_t fingerprint(const struct family *family, size_t chain) {
             hash = mix(hash, hash_printed(&fact.rule));
     }
     return hash | 1;
+}
+
+/* The same, if the rules of others that jump to wanted chains are the same, too. */
+static uint64_t fingerprint(const struct family *family, size_t chain) {
+    return mix(family->facts.references.words, hash_chain(family, chain)) | 1;
+}
+
+/* As iptables-nft shows a built-in chain that it has not found. */
+static uint64_t looks_like_none(const struct family *family, size_t chain) {
+    const struct tally *tally = &family->facts.tallies[chain];
+    bool is_idle = tally->idle_policies > 0 && count_rules(tally) == 0;
+    return is_idle ? hash_chain(family, chain) : 0;
 }
 
 static uint64_t has_copies(const struct family *family, size_t chain) {
@@ -3290,6 +3321,8 @@ static const struct doubt {
 } doubts[] = {
     /* In a race with a change, and for lack of memory. */
     {has_no_rule, 2, FEW_READS, true, false},
+    /* It loses a chain of some hundred, too, while others are made or only checked. */
+    {looks_like_none, 2, FEW_READS, true, false},
     /* In the middle of a change of legacy tables. Beside a loop of changes two reads in a row may
      * meet such a moment, so there are three. */
     {has_only_zeros, 3, 4, true, false},

@@ -111,6 +111,23 @@ ends('... and the third read decides', { save => [$A, $AB], list => [map {"-N $_
 ends('... in the third the first again',            { save => [$A], list => [map {"-N $_\n" . ($_ eq 'b' ? "-A b -p tcp -c 7 70\n" : '')} qw(a b)] },
     qr/^ipv4: the ruleset changes while it is read/m, 'save list list save', @two);
 
+# A built-in chain that iptables-nft has not found is printed as one that has counted nothing. (With other chains in a table it does not find
+# all, while some are made or checked.)
+{
+    my ($lost, $found) = map { save({ chains => [":FORWARD $_", $CHAINS[1]] }, '[7:70] -A prometheus -p tcp') } 'ACCEPT [0:0]', 'DROP [123:4567]';
+    my %list = (FORWARD => "-P FORWARD DROP -c 123 4567\n", prometheus => $LIST{RULE}, idle => "-P FORWARD DROP -c 0 0\n");
+    my @both = (flags => [qw(-chain FORWARD -chain prometheus)]);
+    ends('a policy is lost, and the other command shows it', { save => [$lost, $found], list => [@list{qw(FORWARD prometheus)}] }, 7, 'save list list save', @both);
+    answers_in_turn(save => [$lost, $found], list => [@list{qw(FORWARD prometheus)}]);
+    like(print_mode(@{ $both[1] })->{out}, qr/^nfprom_policy_packets_total\{[^}]*"DROP"\} 123$/m, '... in the answer, too');
+    ends('... and then lost again',              { save => [$lost], list => [@list{qw(FORWARD prometheus)}] }, qr/^ipv4: the ruleset changes while it is read/m, 'save list list save', @both);
+    ends('... a policy that has counted nothing', { save => [$lost], list => [@list{qw(idle prometheus)}] }, qr/^ipv4: the ruleset changes while it is read/m, 'save list list save', @both);
+    ends('it is lost in the second read',        { save => [$found], list => ["-P FORWARD ACCEPT -c 0 0\n", $list{prometheus}] }, 7, 'save list list save', @both);
+    ends('one chain alone',                      { save => [$lost], list => [$list{FORWARD}] }, 'none', 'save list', flags => [qw(-chain FORWARD)]);
+    answers_in_turn(save => [$lost], list => [$list{FORWARD}]);
+    like(print_mode(qw(-chain FORWARD))->{out}, qr/^nfprom_policy_packets_total\{[^}]*"DROP"\} 123$/m, '... as the other command shows it');
+}
+
 # ---- where the other command may not be run
 
 for (
@@ -299,6 +316,11 @@ SKIP: {
     ends('... nor five in a row',                  { save => always(map { $printed->(40, without => $_) } 1, (2) x 5) }, $other, $TWENTY, @there);
     ends('... until six are the same',             { save => [map { $printed->(40, without => $_) } 1, 2] }, $packets->(39), join(' ', ('save') x 7), @there);
     ends('a rule is missing, and the jump is there twice', { save => [$printed->(39, jumps => 2), $all] }, $packets->(40), 'save save',  @there);
+    my $lost = save({ chains => [$CHAINS[0]] });
+    ends('the chain is missing, but the kernel has it', { save => [$lost, $all] },                $packets->(40), 'save save',           @there);
+    ends('... each time',                          { save => [$lost] }, qr/^ipv4: `.*no chain prometheus.*; the kernel has it, but iptables did not list it/m, 'save save save', @there);
+    ends('... another one, which it has not got',  { save => [$lost] }, qr/^ipv4: `.*no chain other.*; look at -chain/m, 'save',                         @there, flags => [qw(-chain other)]);
+    ends('... in legacy tables',                   { save => [save({ chains => [$CHAINS[0]], program => 'iptables-save v1.8.9' })] }, qr/^ipv4: `.*no chain prometheus.*; look at -chain/m, 'save', @there);
     ends('more are read again',                    { save => [$printed->(41), $all] },            $packets->(40), 'save save',           @there);
     ends('a jump that is not printed',             { save => [$printed->(40, jumps => 0), $all] }, $packets->(40), 'save save',        @there);
     ends('... is believed after three times',      { save => [$printed->(40, jumps => 0)] },      $packets->(40), 'save save save',      @there);

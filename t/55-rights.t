@@ -284,13 +284,14 @@ for my $mode (@MODES) {
     my %words = (
         'no byte'               => ['',                 qr/^answered: (?:ended|other)$/m],
         'a byte'                => ['00',               qr/^answered: ended$/m],
-        'a byte too few'        => ['00' x 7,           qr/^answered: ended$/m],
-        'a byte too many'       => ['00' x 9,           qr/^answered: ended$/m],
+        'a byte too few'        => ['00' x 11,          qr/^answered: ended$/m],
+        'a byte too many'       => ['00' x 13,          qr/^answered: ended$/m],
         'very many'             => ['00' x 4000,        qr/^answered: ended$/m],
-        'no such command'       => ['0200000000000000', qr/^answered: ended$/m],
-        'a very large one'      => ['ffffffff00000000', qr/^answered: ended$/m],
-        'no such use of a lock' => ['0000000004000000', qr/^answered: ended$/m],
-        'a good word'           => ['0000000000000000', qr/^answered: started$/m],
+        'no such command'       => ['02' . '00' x 11,    qr/^answered: ended$/m],
+        'a very large one'      => ['ffffffff' . '00' x 8, qr/^answered: ended$/m],
+        'no such use of a lock' => ['00000000' . '04000000' . '00000000', qr/^answered: ended$/m],
+        'neither first nor not' => ['00' x 8 . '02000000', qr/^answered: ended$/m],
+        'a good word'           => ['00' x 12,          qr/^answered: started$/m],
     );
     for my $what (sort keys %words) {
         my ($hex, $expected) = @{ $words{$what} };
