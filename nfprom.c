@@ -1837,11 +1837,11 @@ static void release_lock(const struct lock *lock) {
  * socket: for the rules of a chain, once more (struct kernel_list says how a gap is seen),
  * and for a number that it keeps for each chain: its rules, and the jumps to it from anywhere.
  *
- * A list takes the kernel as long as that of iptables. So it is asked for once, while iptables
- * gets going, and it is true as long as the ruleset is of the same generation when iptables has
- * read: nothing was changed meanwhile. If something was, in this chain or in another one, the
- * next read lists the chain before and after, so that a change does not make up for what was left
- * out. */
+ * A list takes the kernel as long as that of iptables. So the first read asks for two, while
+ * iptables gets going. If they are the same they are true, as long as the ruleset is of the same
+ * generation when iptables has read: nothing was changed meanwhile. If something was, in this
+ * chain or in another one, the next read lists the chain before and after, so that a change does
+ * not make up for what was left out. */
 enum {
     NETFILTER_SOCKET = 12, /* NETLINK_NETFILTER */
     NAME_SENT_MAX = 64,    /* bytes; names that may be asked for are shorter */
@@ -1861,13 +1861,13 @@ struct question {
 /* What the kernel says of a chain. */
 struct count {
     bool listed;      /* else the next two are 0 */
-    uint32_t rules;   /* of a chain that is not there: 0 */
+    uint32_t rules;   /* or `unsteady`; of a chain that is not there: 0 */
     uint64_t handles; /* a hash of theirs */
     uint32_t uses;    /* the rules and the jumps to it; 0: not known */
 };
 
-/* Of each chain. In a first read `before` is listed while iptables starts, and nothing after. In
- * a repeated one it is before iptables starts, and `after` when it has read. */
+/* Of each chain. In a first read both are made while iptables starts. In a repeated one `before` is
+ * made before that, and `after` when it has read. */
 struct counts {
     bool committed; /* meanwhile something was changed, in this chain or in another one */
     struct count before[CHAINS_MAX], after[CHAINS_MAX];
@@ -1875,8 +1875,8 @@ struct counts {
 
 static const struct counts no_counts;
 
-/* In place of a number of rules: each of LISTS_MAX lists was disturbed. As no read has so many
- * rules, the chain is doubted. */
+/* In place of a number of rules: the last list was disturbed, too. As no read has so many rules,
+ * the chain is doubted. */
 static const uint32_t unsteady = UINT32_MAX;
 
 static struct question begin_question(uint16_t type, uint16_t more_flags,
@@ -1915,10 +1915,10 @@ static struct text hear_kernel(int kernel, size_t room) {
 
 /* 0: it is not known.
  *
- * When a change is committed, the kernel gives the number first and takes the old rules out of the
- * lists then. close() waits until that is over (since Linux 5.12), as it takes the lock of all
- * changes: so a list made after this call is not of the middle of a change. So this socket is not
- * kept. */
+ * When a change is committed, the kernel gives the number first, and only then takes the old rules
+ * out of its lists. close() waits until that is over (since Linux 5.12), as it takes the lock of
+ * all changes: so a list made after this call is not of the middle of a change. So this socket is
+ * not kept. */
 static uint32_t ask_generation(void) {
     struct question question = begin_question(TYPE_GET_GENERATION, 0, 0);
     int kernel = open_kernel();
@@ -1944,7 +1944,7 @@ struct asked {
     uint8_t family;
     struct text table, chain;
     size_t first_piece;
-    int until; /* there is no time for another list when there is something to read here */
+    int until; /* a write end of a pipe: no other list is made when nobody reads there any more */
 };
 
 static bool ask_for_chain(const struct asked *asked, uint16_t type, uint16_t more_flags,
@@ -1985,7 +1985,7 @@ static bool count_once(struct asked *asked, struct kernel_list *list, uint32_t *
 }
 
 static bool has_time_to_list(const struct asked *asked) {
-    struct pollfd fd = {.fd = asked->until, .events = POLLIN};
+    struct pollfd fd = {.fd = asked->until};
     return poll(&fd, 1, 0) == 0;
 }
 
@@ -2021,9 +2021,10 @@ static void count_chains(const struct config *config, uint8_t family, size_t fir
 /* Who reads a stranger's bytes holds no right, and who holds a right reads no stranger's bytes.
  * So before the request is read each family gets a collector, a child that keeps the rights of
  * nfprom; nfprom then drops its own (drop_rights). On the channel between them the collector
- * takes nothing but words of one length, each of which says: run that command, and hold the lock
- * so. (What else it reads is what the kernel says of the chains.) It answers with the read ends
- * of two pipes, and when the command has ended with how, and with what the kernel counts.
+ * takes nothing but words of one length, each of which says: run that command, hold the lock so,
+ * and whether it is the first read. (What else it reads is what the kernel says of the chains.)
+ * It answers with the read ends of two pipes, and when the command has ended with how, and with
+ * what the kernel counts.
  *
  * The collector leads a process group of its own; in it popen's shell becomes iptables-save. When
  * the channel is closed the collector ends with its group: so a command that hangs is killed with
@@ -2163,13 +2164,14 @@ static void count_before(const struct collector *self, int until, struct counts 
     count_chains(self->config, self->kind->number, FIRST_BEFORE, until, counts->before);
 }
 
-static void count_after(const struct collector *self, struct counts *counts) {
-    count_chains(self->config, self->kind->number, FIRST_AFTER, -1, counts->after);
+static void count_after(const struct collector *self, int until, struct counts *counts) {
+    count_chains(self->config, self->kind->number, FIRST_AFTER, until, counts->after);
 }
 
 /* When iptables has read all rules: it begins to write, or it has ended and nobody is left at the
- * other end of its standard input. A list of several chains is of as many commands, one after the
- * other, so the end is waited for. */
+ * other end of its standard input. (Or later, when nfprom was first to take what came. Then more
+ * changes are noticed.) A list of several chains is of as many commands, one after the other, so
+ * the end is waited for. */
 static void await_reading(const struct collector *self, const struct command *command) {
     bool reads_once =
         command->order.dialect == DIALECT_SAVE || self->config->nchains == 1;
@@ -2181,11 +2183,15 @@ static void await_reading(const struct collector *self, const struct command *co
 /* A repeated read was counted before the command was started, and is counted again. */
 static void count_meanwhile(const struct collector *self, const struct command *command,
                             struct counts *counts) {
-    if (!command->order.repeated)
-        count_before(self, command->out, counts);
+    bool repeated = command->order.repeated;
+    int until = fileno(command->pipe);
+    if (!repeated) {
+        count_before(self, until, counts);
+        count_after(self, until, counts);
+    }
     await_reading(self, command);
-    if (command->order.repeated)
-        count_after(self, counts);
+    if (repeated)
+        count_after(self, -1, counts);
     counts->committed = ask_generation() != command->generation;
 }
 
@@ -2623,7 +2629,7 @@ struct family {
     const struct family_kind *kind;
     struct collector *collector;
     bool enabled, success, timed_out;
-    int reads; /* that are over: the facts are those of the last one */
+    int reads; /* for this answer that were not believed */
     usec duration;
     usec read_until;            /* when the last read was over */
     usec lock_time;             /* of it, waiting for the lock of the legacy tables */
@@ -2676,8 +2682,8 @@ static bool lacks_chain(const struct failure *failure) {
            says(failure, "is incompatible");
 }
 
-/* The chain that is missing is there: iptables-nft may lose one of some hundred, while others are
- * made or only checked. (Or it never lists it: a base chain of native rules.) */
+/* The chain that is missing is there. In a table of some hundred chains iptables-nft may lose one
+ * while others are made or only checked. (And it never lists a base chain of native rules.) */
 static bool has_lost_chain(const struct failure *failure) {
     const struct ruleset *rs = failure->rs;
     const struct count *counts = failure->run->end.counts.before;
@@ -3094,7 +3100,11 @@ static enum reading fail_to_start(struct family *family, const struct run *run,
                  lock_file());
     } else if (run->timed_out) {
         snprintf(family->reason, sizeof family->reason,
-                 "there was no time to start a process");
+                 "there was no time to start a process%s",
+                 family->reads > 0
+                     ? " once more, or the rules changed all the time while the "
+                       "kernel was asked for them before"
+                     : "");
         family->timed_out = true;
     } else {
         snprintf(family->reason, sizeof family->reason, "cannot start a process: %s",
@@ -3266,15 +3276,15 @@ static uint64_t has_copies(const struct family *family, size_t chain) {
     return has_some ? fingerprint(family, chain) : 0;
 }
 
-/* Rules were added or taken away in the meantime. Or perhaps they were: something was changed, and
- * the chain was listed only once. */
+/* Rules were added or taken away in the meantime, or one of two lists lacks some. Or perhaps they
+ * were: something was changed, and both lists may have been made before that. */
 static uint64_t has_changed(const struct family *family, size_t chain) {
     const struct count *before = &family->counts.before[chain];
     const struct count *after = &family->counts.after[chain];
+    bool is_first = family->reads == 0;
     bool is_same = before->rules == after->rules && before->handles == after->handles;
-    bool may_differ =
-        after->listed ? !is_same : before->listed && family->counts.committed;
-    return may_differ ? fingerprint(family, chain) : 0;
+    bool may_differ = is_first && family->counts.committed && before->listed;
+    return may_differ || !is_same ? fingerprint(family, chain) : 0;
 }
 
 /* The kernel has more rules, or fewer. */
@@ -3286,7 +3296,7 @@ static uint64_t differs_from_rules(const struct family *family, size_t chain) {
 }
 
 /* The kernel's number counts rules that are only checked, too, until they are thrown away. So if
- * one of two numbers fits, that is enough. (A first read has one.) */
+ * one of two numbers fits, that is enough. */
 static uint64_t differs_from_uses(const struct family *family, size_t chain) {
     const struct facts *facts = &family->facts;
     unsigned long is =
@@ -3294,7 +3304,8 @@ static uint64_t differs_from_uses(const struct family *family, size_t chain) {
     unsigned long before = family->counts.before[chain].uses;
     unsigned long after = family->counts.after[chain].uses;
     bool is_known = family->knows_jumps && before != 0;
-    bool differs = is_known && is != before && is != after;
+    bool fits = is == before || (after != 0 && is == after);
+    bool differs = is_known && !fits;
     return differs ? fingerprint(family, chain) : 0;
 }
 
@@ -3303,8 +3314,8 @@ enum {
     MANY_READS = 20, /* ... where iptables often errs: for as long as there is time */
     IN_A_ROW = 6,
     A_MOMENT = 10, /* ms between two of them */
-    /* If time for as many is left there is time to read again. A repeated read takes longer, as
-     * the chain is listed twice more. */
+    /* If time for as many is left there is time to read again. A repeated read takes longer:
+     * iptables waits for the list before it, and nfprom for the one behind it. */
     FIRST_READS_IN_HAND = 8,
     READS_IN_HAND = 4
 };
@@ -3321,7 +3332,7 @@ static const struct doubt {
 } doubts[] = {
     /* In a race with a change, and for lack of memory. */
     {has_no_rule, 2, FEW_READS, true, false},
-    /* It loses a chain of some hundred, too, while others are made or only checked. */
+    /* In a table of some hundred chains, while others are made or only checked. */
     {looks_like_none, 2, FEW_READS, true, false},
     /* In the middle of a change of legacy tables. Beside a loop of changes two reads in a row may
      * meet such a moment, so there are three. */

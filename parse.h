@@ -401,9 +401,9 @@ void kernel_list_take(struct kernel_list *list, struct text messages);
 uint32_t kernel_uses(struct text answer);
 
 /* Of the answer to NFT_MSG_GETGEN: the number of the ruleset as it is, of all tables together. Each
- * change makes it another one, as soon as its rules count; for a moment after that the old ones
- * are still taken out of the lists. Rules that are only checked, or refused, do not change it.
- * 0: it does not say. */
+ * change makes it another one, as soon as its rules count; for a moment after that the kernel is
+ * still taking the old ones out of its lists, so a list made then may lack rules. Rules that are
+ * only checked, or refused, do not change it. 0: it does not say. */
 uint32_t kernel_generation(struct text answer);
 
 #endif
