@@ -1845,10 +1845,9 @@ static void release_lock(const struct lock *lock) {
 enum {
     NETFILTER_SOCKET = 12, /* NETLINK_NETFILTER */
     NAME_SENT_MAX = 64,    /* bytes; names that may be asked for are shorter */
-    LISTS_MAX = 10, /* of a chain, until one is not disturbed, or there is no time */
-    PIECE_SIZE = 32 * 1024, /* bytes of a list at once, at most: as with iptables */
-    FIRST_BEFORE =
-        20 * 1024, /* in the first piece of the list before, and of that after */
+    LISTS_MAX = 10, /* of a chain, until one is not disturbed or there is no time */
+    PIECE_SIZE = 32 * 1024,   /* bytes of a list at once, at most: as with iptables */
+    FIRST_BEFORE = 20 * 1024, /* in its first piece, of the list before and that after */
     FIRST_AFTER = 8 * 1024
 };
 
@@ -1860,10 +1859,9 @@ struct question {
 
 /* What the kernel says of a chain. */
 struct count {
-    bool listed;      /* else the next two are 0 */
-    uint32_t rules;   /* or `unsteady`; of a chain that is not there: 0 */
-    uint64_t handles; /* a hash of theirs */
-    uint32_t uses;    /* the rules and the jumps to it; 0: not known */
+    uint64_t handles; /* a hash of its rules' */
+    uint32_t rules;   /* or `unsteady`; 0: none, or it is not known */
+    uint32_t uses;    /* the rules and the jumps to it; 0 as above */
 };
 
 /* Of each chain. In a first read both are made while iptables starts. In a repeated one `before` is
@@ -2004,7 +2002,7 @@ static struct count count_chain(struct asked asked) {
         again = may_not_fit || (list.disturbed && has_time_to_list(&asked));
     }
     uint32_t rules = list.disturbed ? unsteady : list.rules;
-    return (struct count){true, rules, list.handles, uses};
+    return (struct count){list.handles, rules, uses};
 }
 
 static void count_chains(const struct config *config, uint8_t family, size_t first_piece,
@@ -3283,7 +3281,7 @@ static uint64_t has_changed(const struct family *family, size_t chain) {
     const struct count *after = &family->counts.after[chain];
     bool is_first = family->reads == 0;
     bool is_same = before->rules == after->rules && before->handles == after->handles;
-    bool may_differ = is_first && family->counts.committed && before->listed;
+    bool may_differ = is_first && family->counts.committed;
     return may_differ || !is_same ? fingerprint(family, chain) : 0;
 }
 

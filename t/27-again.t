@@ -374,7 +374,7 @@ SKIP: {
     # before the command is started, and again behind it.
     SKIP: {
         my $fault = "$DIR/fault";
-        my $can   = system('cc', qw(-std=c11 -O1 -o), $fault, "$FindBin::Bin/fault.c") == 0 && system("$fault lock 1 EIO true") == 0;
+        my $can   = can_fault($fault);
         skip('the address sanitizer cannot be traced', 20) if is_sanitized();
         skip_or_fail('needs a C compiler and ptrace', 20) unless $can;
         my $asked = sub { my $n = shift; return (wrap => [@{ $there[1] }, $fault, '-f', 'send', $n, 'ENOBUFS']) };

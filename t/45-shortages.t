@@ -118,8 +118,7 @@ sub scrape_is {
 # ---- faults, one at a time
 
 my $FAULT = "$DIR/fault";
-my $can = system('cc', qw(-std=c11 -O1 -o), $FAULT, "$FindBin::Bin/fault.c") == 0
-    && system("$FAULT lock 1 EIO true") == 0;
+my $can = can_fault($FAULT);
 sub fault { return (wrap => [$FAULT, split / /, shift], env => { FAULTS => "$DIR/faults" }) }
 sub faults { return length slurp("$DIR/faults") }
 

@@ -27,7 +27,7 @@ our @EXPORT = qw(
     get serve converse spawn reap run print_mode shell_limit
     answers parse_metrics parse_openmetrics series value log_lines
     left_over none_left ends_with_all_when_killed unprivileged has_net_admin is_root is_sanitized
-    need_root skip_or_fail patiently
+    need_root skip_or_fail patiently can_fault
 );
 
 # The kernel is asked for chains of the names that the fakes use, so root has a network namespace of his own here, without any;
@@ -391,6 +391,12 @@ sub skip_or_fail {
 }
 
 sub need_root { skip_or_fail('needs root', $_[0]) unless is_root() }
+
+# Makes t/fault there. False: it cannot be made, or cannot trace a process here.
+sub can_fault {
+    my ($path) = @_;
+    return system('cc', qw(-std=c11 -O1 -o), $path, "$FindBin::Bin/fault.c") == 0 && system("$path lock 1 EIO true") == 0;
+}
 
 # ---- the super-server and its client
 
