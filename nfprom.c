@@ -3307,6 +3307,17 @@ static uint64_t differs_from_uses(const struct family *family, size_t chain) {
     return differs ? fingerprint(family, chain) : 0;
 }
 
+/* A jump is missing, perhaps. The kernel's number does not count what a load deletes, even while
+ * that is only checked: so it may fit nevertheless. */
+static uint64_t has_no_jump(const struct family *family, size_t chain) {
+    const struct facts *facts = &family->facts;
+    if (!family->knows_jumps || family->counts.before[chain].uses == 0)
+        return 0; /* legacy rules are not in the kernel's number */
+    bool is_built_in = facts->tallies[chain].policies > 0;
+    bool has_none = !is_built_in && facts->references.counts[chain] == 0;
+    return has_none ? fingerprint(family, chain) : 0;
+}
+
 enum {
     FEW_READS = 3,   /* at most, and ... */
     MANY_READS = 20, /* ... where iptables often errs: for as long as there is time */
@@ -3342,6 +3353,7 @@ static const struct doubt {
     {differs_from_rules, IN_A_ROW, MANY_READS, false, false},
     /* The same of jumps to it. (Or a map of native rules jumps there.) */
     {differs_from_uses, 3, MANY_READS, false, true},
+    {has_no_jump, 3, MANY_READS, false, true},
     /* So that a change does not make up for what was left out. */
     {has_changed, IN_A_ROW, MANY_READS, false, true},
 };

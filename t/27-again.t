@@ -294,14 +294,14 @@ SKIP: {
     my ($nft, $setpriv, $iptables) = map { my $name = $_; (grep {-x} map {"$_/$name"} qw(/usr/sbin /sbin /usr/bin /bin))[0] } 'nft', 'setpriv', 'iptables-nft';
     skip_or_fail('needs nft, setpriv, iptables-nft and a network namespace', 1) unless $nft && $setpriv && $iptables && system('unshare', '-n', $nft, 'list ruleset') == 0;
     for my $family ('ip', 'ip6') {
-        my $jump = 'type filter hook input priority 0; counter jump prometheus;';
-        spew("$DIR/$family.nft", "table $family filter {\nchain prometheus {\n" . "counter return\n" x 40 . "}\nchain long {\n" . "counter return\n" x 1000 . "}\nchain both { counter return; counter return; }\nchain empty { }\nchain native { type filter hook input priority -5; jump empty; }\nchain INPUT { $jump }\n}\n");
+        my $jumps = 'type filter hook input priority 0;' . join '', map {" counter jump $_;"} qw(prometheus both long);
+        spew("$DIR/$family.nft", "table $family filter {\nchain prometheus {\n" . "counter return\n" x 40 . "}\nchain long {\n" . "counter return\n" x 1000 . "}\nchain both { counter return; counter return; }\nchain free { counter return; }\nchain empty { }\nchain native { type filter hook input priority -5; jump empty; }\nchain INPUT { $jumps }\n}\n");
     }
     my @there = (wrap => ['unshare', '-n', 'sh', '-c', "$nft -f '$DIR/ip.nft' && $nft -f '$DIR/ip6.nft' && exec \"\$@\"", 'sh']);
     my $printed = sub {
         my ($rules, %o) = @_;
         return save({ chains => [@CHAINS, ':both - [0:0]'], program => $o{program} },
-            ('[1:1] -A INPUT -j prometheus') x ($o{jumps} // 1), (map {"[7:70] -A prometheus -p tcp -m tcp --dport $_"} grep { $_ != ($o{without} // 0) } 1 .. $rules), '[7:70] -A both -p udp', ('[7:70] -A both -p icmp') x ($o{two} // 1));
+            ('[1:1] -A INPUT -j prometheus') x ($o{jumps} // 1), '[1:1] -A INPUT -j both', (map {"[7:70] -A prometheus -p tcp -m tcp --dport $_"} grep { $_ != ($o{without} // 0) } 1 .. $rules), '[7:70] -A both -p udp', ('[7:70] -A both -p icmp') x ($o{two} // 1));
     };
     my $packets = sub { return join ' ', (7) x $_[0] };
     my ($all, $less) = map { $printed->($_) } 40, 39;
@@ -330,6 +330,11 @@ SKIP: {
     ends('... but rules are counted beside them',  { save => ["$REMARK$less", $all] },            $packets->(40), 'save save',           @there);
     ends('... where there is no time to read again', { save => [{ out => $printed->(40, jumps => 0), slow => 2 }] }, $packets->(40), 'save', @there, flags => [qw(-timeout 14s)]);
     ends('... but rules are not believed then',    { save => [{ out => $less }, { hang => 1 }] }, qr/^ipv4: .*did not end in time/m, 'save save', @there, flags => [qw(-timeout 14s)], status => 504);
+    my ($free, $led_to) = map { save({ chains => [$CHAINS[0], ':free - [0:0]'] }, '[7:70] -A free -p tcp', @$_) } [], ['[1:1] -A INPUT -j free'];
+    ends('a chain to which nothing jumps: the kernel does not count what a load would delete', { save => [$free] }, 7, 'save save save', @there, flags => [qw(-chain free)]);
+    ends('... a jump comes to light',              { save => [$free, $led_to] },                  7, 'save save save save', @there, flags => [qw(-chain free)]);
+    ends('... where native base chains may jump',  { save => [$REMARK . $free] },                 7, 'save',                @there, flags => [qw(-chain free)]);
+    ends('... a built-in one',                     { save => [save({ chains => [':INPUT ACCEPT [7:70]'] }, map {"[7:70] -A INPUT -j $_"} qw(prometheus both long))] }, '7 7 7', 'save', @there, flags => [qw(-chain INPUT)]);
     ends('a small chain is counted, too',          { save => [$printed->(3), $all] },             $packets->(40), 'save save',           @there);
     ends('legacy tables are not in nft',           { save => [$printed->(39, program => 'iptables-save v1.8.9')] }, $packets->(39), 'save', @there, @unlocked);
     my ($list_all, $list_less, $list_more) = map { my $last = $_; join "\n", '-N prometheus', (map {"-A prometheus -p tcp -m tcp --dport $_ -c 7 70"} 1 .. $last), '' } 40, 39, 41;
@@ -341,7 +346,7 @@ SKIP: {
     ends('of two rules one is missing',            { save => [$printed->(40, two => 0), $all] },  '7 7',                  'save save',           @there, flags => [qw(-chain both)]);
     ends('the second of two chains',               { save => [$less, $all] },                     $packets->(42), 'save save',           @there, flags => [qw(-chain both -chain prometheus)]);
     my $long = sub {
-        return save({ chains => [':long - [0:0]'] }, (map {"[7:70] -A long -p tcp -m tcp --dport $_"} 1 .. $_[0]));
+        return save({ chains => [$CHAINS[0], ':long - [0:0]'] }, '[1:1] -A INPUT -j long', (map {"[7:70] -A long -p tcp -m tcp --dport $_"} 1 .. $_[0]));
     };
     ends('one that the kernel lists in many pieces', { save => [$long->(999), $long->(1000)] },  $packets->(1000), 'save save',          @there, flags => [qw(-chain long)]);
     ends('... believed if it is the same each time', { save => [$long->(1001)] },                $packets->(1001), $six->('save'),       @there, flags => [qw(-chain long)]);
