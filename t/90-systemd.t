@@ -131,7 +131,7 @@ failed | out flags-failed
 
 # ---- the rights of a process, and of iptables-save
 flags -timeout 30m
-exec 4<>/dev/tcp/127.0.0.1/9914; waiting -x nfprom; rights $pid | out process; rights $(pgrep -n -x nfprom) | out collector
+exec 4<>/dev/tcp/127.0.0.1/9914; patiently asking; rights $pid | out process; rights $(pgrep -n -x nfprom) | out collector
 exec 4>&-; settled
 fake iptables-save 'exec sleep 987'
 scrape > /dev/null & waiting -f 'sleep 987'; rights $pid | out process-save
@@ -261,7 +261,7 @@ systemd-analyze security --no-pager nfprom@x.service | tail -n 1 | out legacy-sa
 rm /etc/systemd/system/nfprom@.service.d/sandbox.conf; systemctl daemon-reload
 flags -variant legacy -timeout 1s; exec 6>> /run/xtables.lock; flock 6; scrape | out legacy-lock; exec 6>&-; settled
 flags -variant legacy -timeout 30m
-exec 4<>/dev/tcp/127.0.0.1/9914; waiting -x nfprom; rights $pid | out legacy-process; rights $(pgrep -n -x nfprom) | out legacy-collector
+exec 4<>/dev/tcp/127.0.0.1/9914; patiently asking; rights $pid | out legacy-process; rights $(pgrep -n -x nfprom) | out legacy-collector
 exec 4>&-; settled
 fake iptables-legacy-save 'exec sleep 987'
 scrape > /dev/null & waiting -f 'sleep 987'; rights $pid | out legacy-process-save

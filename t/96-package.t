@@ -111,7 +111,7 @@ settled; journal | out install-journal
 systemd-analyze verify nfprom.socket nfprom@x.service 2>&1 | out verify
 dpkg --verify nfprom 2>&1 | out dpkg-verify
 dpkg --audit 2>&1 | out audit
-exec 4<>/dev/tcp/127.0.0.1/9914; waiting -x nfprom; grep -E '^(Uid|CapPrm)' /proc/$(pgrep -n -x nfprom)/status | out rights; exec 4>&-; settled
+exec 4<>/dev/tcp/127.0.0.1/9914; patiently asking; grep -E '^(Uid|CapPrm)' /proc/$(pgrep -n -x nfprom)/status | out rights; exec 4>&-; settled
 dpkg --purge nfprom 2>&1 | out purge
 state | out purge-state
 files > after; diff before after | out purge-left

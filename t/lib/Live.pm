@@ -435,6 +435,8 @@ none() { [ -z "$("$@")" ]; }
 settled() { patiently none units; }
 found() { pid=$(pgrep -o "$@"); }
 waiting() { patiently found "$@"; }
+# Until nfprom waits for the request, so that it has taken all the steps before that.
+asking() { found -x nfprom && grep -q '^State:.S' "/proc/$pid/status"; }
 # All that the journal has got of nfprom since it was asked last. Where the host keeps the number of processes with control groups
 # of version 1, systemd 262 says at each start that it cannot read it.
 if grep -qsw pids /sys/fs/cgroup/cgroup.controllers; then of_the_host='^$'; else of_the_host='Failed to read pids\.max for control group'; fi
