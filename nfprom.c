@@ -689,7 +689,7 @@ static int count_enabled(const struct config *config, size_t from) {
 
 /* What is wrong is left in flag_error. */
 static void parse_flags(struct config *config, int argc, char **argv) {
-    config->variant = config->addr = "";
+    config->variant = config->addr = ""; /* as `flags` has no text for those two */
     set_initial(config, false);
     for (int i = 1; i < argc; i++) {
         if (!parse_flag(config, argv, &i))
@@ -3364,6 +3364,7 @@ struct doubted {
     /* A bit for each chain: in the last read; the same in both of the last two; and so on. */
     uint64_t chains[COUNT(doubts)][IN_A_ROW];
 };
+_Static_assert(CHAINS_MAX <= 64, "a bit each");
 
 static void note_doubts(struct doubted *doubted, const struct config *config,
                         const struct family *family) {
@@ -3754,7 +3755,10 @@ static bool with_several_chains(const struct report *report) {
 }
 
 static bool with_tags(const struct report *report) {
-    return report->families[IPV4].facts.has_tags || report->families[IPV6].facts.has_tags;
+    bool has_tags = false;
+    for (size_t i = 0; i < FAMILIES; i++)
+        has_tags = has_tags || report->families[i].facts.has_tags;
+    return has_tags;
 }
 
 /* All labels, in the order in which they are written. */
@@ -4236,6 +4240,7 @@ static const char *const tag_errors[] = {
     [TAG_NO_VALUE] = "a value is empty",
     [TAGS_TOO_MANY] = "the rule has more than 16 names",
 };
+_Static_assert(TAGS_MAX == 16, "a text says so");
 
 /* The same text as put_rule() writes, or a policy. */
 static void put_rule_cell(struct sink *sink, const struct row *row) {
@@ -4362,7 +4367,8 @@ static void put_share_cell(struct sink *sink, const struct row *row) {
 
 /* The columns of the table, from the left. The first is the head of its row. The totals have
  * those of numbers, and a head over the others. A name is a class of the page, too. A new one comes
- * in front of the share, and changes the style, whose hash is in page_policy. */
+ * in front of the share, and changes the style, whose hash is in page_policy. With has_total
+ * it is written for a total, too, which has no fact. */
 static const struct column {
     const char *name, *heading;
     const char *head_style, *cell_style;
@@ -5396,6 +5402,9 @@ static const struct status {
     {504, "Gateway Timeout", ""},
     {505, "HTTP Version Not Supported", "HTTP/1.0 and HTTP/1.1 are spoken here.\n"},
 };
+_Static_assert(REQUEST_LINE_MAX == 8 * 1024, "414 says so");
+_Static_assert(HEADERS_MAX == 16 * 1024, "431 says so");
+_Static_assert(HEADER_LINES_MAX == 100, "431 says so");
 
 static const struct status *find_status(int code) {
     const struct status *status = statuses;
@@ -5752,6 +5761,7 @@ static int choose_seconds(struct page *page, usec deadline) {
     if (!wish->has_seconds)
         return 0;
     int seconds = parse_seconds(wish->seconds);
+    _Static_assert(SECONDS_MAX <= 9, "parse_seconds() knows one digit");
     page->bad_seconds = seconds < 1 || seconds > SECONDS_MAX;
     if (page->bad_seconds)
         return 0;

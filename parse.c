@@ -917,6 +917,7 @@ static const struct known_target {
     {TEXT("ULOG"), false},      {TEXT("TRACE"), false}, {TEXT("AUDIT"), false},
     {TEXT("IDLETIMER"), false}, {TEXT("LED"), false},   {TEXT("RATEEST"), false},
 };
+_Static_assert(COUNT(known_targets) <= 32, "a bit each, in the ruleset's `shadowed`");
 
 /* The index of a known target, COUNT(known_targets) if it is none. */
 static size_t find_target(struct text name) {
