@@ -3314,8 +3314,7 @@ static uint64_t has_no_jump(const struct family *family, size_t chain) {
     if (!family->knows_jumps || family->counts.before[chain].uses == 0)
         return 0; /* legacy rules are not in the kernel's number */
     bool is_built_in = facts->tallies[chain].policies > 0;
-    bool has_none = !is_built_in && facts->references.counts[chain] == 0;
-    return has_none ? fingerprint(family, chain) : 0;
+    return !is_built_in && facts->references.counts[chain] == 0;
 }
 
 enum {

@@ -332,6 +332,8 @@ SKIP: {
     ends('... but rules are not believed then',    { save => [{ out => $less }, { hang => 1 }] }, qr/^ipv4: .*did not end in time/m, 'save save', @there, flags => [qw(-timeout 14s)], status => 504);
     my ($free, $led_to) = map { save({ chains => [$CHAINS[0], ':free - [0:0]'] }, '[7:70] -A free -p tcp', @$_) } [], ['[1:1] -A INPUT -j free'];
     ends('a chain to which nothing jumps: the kernel does not count what a load would delete', { save => [$free] }, 7, 'save save save', @there, flags => [qw(-chain free)]);
+    my @others = map { $free =~ s/-p tcp/-p $_/r } qw(udp icmp);
+    ends('... whatever its rules are',             { save => [$free, @others] },                  7, 'save save save', @there, flags => [qw(-chain free)]);
     ends('... a jump comes to light',              { save => [$free, $led_to] },                  7, 'save save save save', @there, flags => [qw(-chain free)]);
     ends('... where native base chains may jump',  { save => [$REMARK . $free] },                 7, 'save',                @there, flags => [qw(-chain free)]);
     ends('... a built-in one',                     { save => [save({ chains => [':INPUT ACCEPT [7:70]'] }, map {"[7:70] -A INPUT -j $_"} qw(prometheus both long))] }, '7 7 7', 'save', @there, flags => [qw(-chain INPUT)]);
