@@ -276,11 +276,15 @@ static void parse_scrape_timeout(struct text value, struct request *req) {
         req->scrape_timeout_ms = ms;
 }
 
-/* A body ends somewhere, though nobody reads it: RFC 9112 section 6.3. */
+/* A body ends somewhere, though nobody reads it: RFC 9112 section 6.3. Empty elements of a list do
+ * not count (RFC 9110 section 5.6.1). */
 static void parse_transfer_encoding(struct text value, struct request *req) {
     struct text coding = nothing;
-    while (cut_element(&value, ',', &coding))
-        ;
+    struct text element;
+    while (cut_element(&value, ',', &element)) {
+        if (element.len > 0)
+            coding = element;
+    }
     req->endless_body = !same_ignoring_case(coding, "chunked");
 }
 

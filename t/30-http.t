@@ -151,6 +151,7 @@ answers(serve("GET /metrics HTTP/1.1\r\n${HOST}Content-Length: 40\r\n\r\n" . get
     'a body is not read as a request');
 answers(serve("GET /metrics HTTP/1.1\r\n${HOST}Transfer-Encoding: gzip\r\nTransfer-Encoding: deflate, Chunked\r\n\r\n0\r\n\r\n"), 200,
     '... nor is a body that comes in chunks');
+answers(serve("GET /metrics HTTP/1.1\r\n${HOST}Transfer-Encoding: , chunked , ,\r\n\r\n0\r\n\r\n"), 200, '... with empty elements behind that word');
 for my $status (404, 400) {
     my $bad = $status == 404 ? get('/nowhere') : "hello\r\n\r\n";
     is(answers_in(serve($bad . get('/'))), 1, "one answer after a $status as well");
