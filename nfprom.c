@@ -2967,6 +2967,14 @@ static const struct advice {
      "; something else writes to the standard output of that command (a banner, a wrapper), "
      "or changes its lines",
      put_no_details},
+    {has_native_rules,
+     "; the table holds native nft rules that iptables cannot express (README, What it cannot "
+     "see)",
+     put_no_details},
+    {lacks_legacy,
+     "; if this kernel has no legacy tables, use -variant nft, or load their module (RHEL: "
+     "kernel-modules-extra)",
+     put_no_details},
     {went_through_sudo,
      "; nfprom has no CAP_NET_ADMIN: give it that capability, ambient (systemd: "
      "AmbientCapabilities=CAP_NET_ADMIN; README, Other super-servers: setpriv), or a line in sudoers "
@@ -2978,15 +2986,7 @@ static const struct advice {
      put_no_details},
     {lacks_permission, "; it needs CAP_NET_ADMIN, for the legacy backend CAP_NET_RAW too",
      put_no_details},
-    {has_native_rules,
-     "; the table holds native nft rules that iptables cannot express (README, What it cannot "
-     "see)",
-     put_no_details},
     {lacks_nft, "; if this kernel has no nf_tables, use -variant legacy", put_no_details},
-    {lacks_legacy,
-     "; if this kernel has no legacy tables, use -variant nft, or load their module (RHEL: "
-     "kernel-modules-extra)",
-     put_no_details},
     {lacks_socket,
      "; the legacy backend needs more than the unit allows: the drop-in legacy.conf, which "
      "make install lays beside the documents (README, systemd)",

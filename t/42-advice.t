@@ -147,5 +147,15 @@ fake6();
     like($r->{err}, qr/\Anfprom: -addr nowhere\.invalid:9914: the name does not resolve: .*; it must be name:port, ipv4:port, \[ipv6\]:port or :port\n\z/, '... and that it does not, and which forms there are');
 }
 
+# ---- where sudo runs iptables, and does it well
+
+fake_sudo();
+for (['native rules', { out => "# Table `filter' is incompatible, use 'nft' tool.\n" }, qr/; the table holds native nft rules that iptables cannot express/],
+     ['no legacy tables', { err => "iptables-save v1.8.9 (legacy): Cannot initialize: Table does not exist (do you need to insmod?)\n", status => 1 }, qr/; if this kernel has no legacy tables, use -variant nft/]) {
+    my ($promise, $fails, $advice) = @$_;
+    fake(%$fails);
+    answers(serve(get('/metrics'), unprivileged()), 503, "$promise, through sudo", body => $advice);
+}
+
 none_left('no process is left of all this');
 done_testing;
