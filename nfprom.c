@@ -3285,6 +3285,11 @@ static uint64_t has_changed(const struct family *family, size_t chain) {
     return may_differ || !is_same ? fingerprint(family, chain) : 0;
 }
 
+/* Nothing was changed, and yet the lists differ: one lacks rules, and so may iptables. */
+static uint64_t has_disturbed_list(const struct family *family, size_t chain) {
+    return family->counts.committed ? 0 : has_changed(family, chain);
+}
+
 /* The kernel has more rules, or fewer. */
 static uint64_t differs_from_rules(const struct family *family, size_t chain) {
     unsigned long is = count_rules(&family->facts.tallies[chain]);
@@ -3355,6 +3360,7 @@ static const struct doubt {
     {has_no_jump, 3, MANY_READS, false, true},
     /* So that a change does not make up for what was left out. */
     {has_changed, IN_A_ROW, MANY_READS, false, true},
+    {has_disturbed_list, IN_A_ROW, MANY_READS, false, false},
 };
 
 /* What was doubted of each chain. */
