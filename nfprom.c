@@ -3285,8 +3285,9 @@ static uint64_t has_changed(const struct family *family, size_t chain) {
     return may_differ || !is_same ? fingerprint(family, chain) : 0;
 }
 
-/* Nothing was changed, and yet the lists differ: one lacks rules, and so may iptables. */
-static uint64_t has_disturbed_list(const struct family *family, size_t chain) {
+/* Nothing was changed, and yet the two lists are not the same: one lacks rules, and so may what
+ * iptables printed. */
+static uint64_t lists_differ(const struct family *family, size_t chain) {
     return family->counts.committed ? 0 : has_changed(family, chain);
 }
 
@@ -3360,7 +3361,8 @@ static const struct doubt {
     {has_no_jump, 3, MANY_READS, false, true},
     /* So that a change does not make up for what was left out. */
     {has_changed, IN_A_ROW, MANY_READS, false, true},
-    {has_disturbed_list, IN_A_ROW, MANY_READS, false, false},
+    /* Without a change that proves a loss: so it is not believed for lack of time. */
+    {lists_differ, IN_A_ROW, MANY_READS, false, false},
 };
 
 /* What was doubted of each chain. */

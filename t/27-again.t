@@ -382,10 +382,11 @@ SKIP: {
     SKIP: {
         my $fault = "$DIR/fault";
         my $can   = can_fault($fault);
-        skip('the address sanitizer cannot be traced', 20) if is_sanitized();
-        skip_or_fail('needs a C compiler and ptrace', 20) unless $can;
+        skip('the address sanitizer cannot be traced', 30) if is_sanitized();
+        skip_or_fail('needs a C compiler and ptrace', 30) unless $can;
         my $asked = sub { my $n = shift; return (wrap => [@{ $there[1] }, $fault, '-f', 'send', $n, 'ENOBUFS']) };
         ends('a chain that can be listed only once', { save => ["$REMARK$less", $all] },           $packets->(40), 'save save',           $asked->($_)) for 5, 7;
+        ends('... where there is no time to read again', { save => [{ out => $all, slow => 2 }, $all] }, $packets->(40), 'save save',       $asked->($_), flags => [qw(-timeout 14s)]) for 5, 7;
         ends('a generation that is not known at last', { save => [$all] },                         $packets->(40), 'save save',           $asked->(8));
         ends('a chain that is listed after iptables, but not before', { save => [$less, $all] },   $packets->(40), 'save save save',      $asked->(13));
     }
