@@ -3762,10 +3762,11 @@ static bool with_several_chains(const struct report *report) {
 }
 
 static bool with_tags(const struct report *report) {
-    bool has_tags = false;
-    for (size_t i = 0; i < FAMILIES; i++)
-        has_tags = has_tags || report->families[i].facts.has_tags;
-    return has_tags;
+    for (size_t i = 0; i < FAMILIES; i++) {
+        if (report->families[i].facts.has_tags)
+            return true;
+    }
+    return false;
 }
 
 /* All labels, in the order in which they are written. */
